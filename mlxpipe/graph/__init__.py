@@ -1,0 +1,1 @@
+"""The MLX model graph: layers that compute what the plan decided, bound to the tensors."""

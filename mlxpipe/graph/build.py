@@ -1,0 +1,245 @@
+"""From a plan to a model: bytes to arrays, arrays to layers, layers into mlx-lm's model.
+
+Nothing is decided here. Arrays stay lazy until the model is complete; then they are read part by
+part, so that peak memory stays near the size of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mlxpipe.architecture.skeleton import Kind, Module, Skeleton, build_skeleton
+from mlxpipe.checkpoint import Checkpoint
+from mlxpipe.errors import ExecutionError
+from mlxpipe.graph.layers import PackedEmbedding, PackedExperts, PackedLinear
+from mlxpipe.naming.experts import OUTPUT_AXIS
+from mlxpipe.naming.groups import Group, Part
+from mlxpipe.plan.plan import Plan
+from mlxpipe.quant.modes import Scheme
+
+#: multiplier = amax / (largest e4m3 * largest e2m1): how MLX stores nvfp4's tensor scale.
+NVFP4_AMAX = 448.0 * 6.0
+
+#: How many files may be open at once before their tensors are read eagerly.
+OPEN_FILES = 128
+
+#: Bytes that are evaluated together while loading.
+PART_BYTES = 256 << 20
+
+#: Called with (bytes loaded, bytes in all).
+Progress = Callable[[int, int], None]
+
+
+def build_model(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    dtype: mx.Dtype | None = None,
+    progress: Progress | None = None,
+) -> Any:
+    """The model that a plan describes, its weights in memory.
+
+    Args:
+        plan: A sound plan of this checkpoint.
+        checkpoint: The open checkpoint.
+        dtype: Floating-point type of activations and dense weights; None: as stored.
+        progress: Told how many bytes are loaded.
+
+    Returns:
+        An mlx-lm model in evaluation mode.
+
+    Raises:
+        PlanError: the plan has problems.
+        ExecutionError: a tensor cannot be read.
+    """
+    plan.require_sound()
+    skeleton = build_skeleton(checkpoint.config.data)
+    model = skeleton.model
+    arrays = _canonical_arrays(plan.groups, checkpoint)
+    outputs = model.sanitize(arrays) if hasattr(model, "sanitize") else arrays
+    del arrays
+    parameters = {
+        parameter.name: _cast(model, parameter.name, outputs[parameter.output], dtype)
+        for parameter in plan.parameters.values()
+    }
+    del outputs
+    parameters = dict(_exact_multipliers(parameters, plan))
+    _replace_layers(skeleton, plan, parameters, dtype)
+    model.load_weights(list(parameters.items()), strict=True)
+    del parameters
+    model.eval()
+    _evaluate(model, progress)
+    return model
+
+
+# --- tensors ---------------------------------------------------------------------------------
+
+
+def _canonical_arrays(groups: Mapping[str, Group], checkpoint: Checkpoint) -> dict[str, mx.array]:
+    wanted = {
+        name for group in groups.values() for part in group.parts.values() for name in part.names
+    }
+    tensors = _open_tensors(checkpoint, wanted)
+    return {
+        group.canonical(role): _assemble(role, part, tensors)
+        for group in groups.values()
+        for role, part in group.parts.items()
+    }
+
+
+def _open_tensors(checkpoint: Checkpoint, wanted: set[str]) -> dict[str, mx.array]:
+    """Lazy arrays by name; read at once where a store has more blobs than files may be open."""
+    shards = {checkpoint.tensors[name].shard for name in wanted}
+    eager = len(shards) > OPEN_FILES
+    tensors: dict[str, mx.array] = {}
+    for number in sorted(shards):
+        shard = checkpoint.shards[number]
+        try:
+            loaded = mx.load(str(shard.path), format="safetensors")
+        except RuntimeError as error:
+            raise ExecutionError(
+                "unreadable-shard", f"MLX cannot read {shard.label}", found=str(error)
+            ) from error
+        kept = {name: array for name, array in loaded.items() if name in wanted}
+        if eager:
+            mx.eval(list(kept.values()))
+        tensors.update(kept)
+    return tensors
+
+
+def _assemble(role: str, part: Part, tensors: Mapping[str, mx.array]) -> mx.array:
+    if part.stacked:
+        array = mx.stack([tensors[name] for name in part.names])
+    else:
+        array = tensors[part.names[0]]
+    axis = OUTPUT_AXIS.get(role)
+    if part.rows is None or axis is None:
+        return array
+    where: list[Any] = [slice(None)] * array.ndim
+    where[axis] = slice(*part.rows)
+    return array[tuple(where)]
+
+
+def _cast(model: Any, name: str, array: mx.array, dtype: mx.Dtype | None) -> mx.array:
+    """The array in the activations' dtype, unless it holds codes or must stay precise.
+
+    An architecture's `cast_predicate` names what 16 bits would harm.
+    """
+    if dtype is None or not mx.issubdtype(array.dtype, mx.floating):
+        return array
+    keeps = getattr(model, "cast_predicate", None)
+    if dtype != mx.float32 and keeps is not None and not keeps(name):
+        return array
+    return array.astype(dtype)
+
+
+def _exact_multipliers(
+    parameters: Mapping[str, mx.array], plan: Plan
+) -> Iterator[tuple[str, mx.array]]:
+    """MLX's `global_scale`, an amax, as the multiplier that it stands for."""
+    for name, array in parameters.items():
+        path, _, leaf = name.rpartition(".")
+        if leaf == "global_scale" and path in plan.modules:
+            yield f"{path}.multiplier", array.astype(mx.float32) / NVFP4_AMAX
+        else:
+            yield name, array
+
+
+# --- layers ----------------------------------------------------------------------------------
+
+
+def _replace_layers(
+    skeleton: Skeleton,
+    plan: Plan,
+    parameters: Mapping[str, mx.array],
+    dtype: mx.Dtype | None,
+) -> None:
+    for path, planned in plan.modules.items():
+        if planned.scheme is None:
+            continue
+        prefix = f"{path}."
+        own = {
+            name.removeprefix(prefix): array
+            for leaf in ("weight", "scales", "biases", "bias", "multiplier")
+            if (array := parameters.get(name := prefix + leaf)) is not None
+        }
+        layer = _layer(skeleton, skeleton.modules[path], planned.scheme, own, dtype)
+        _put(skeleton.model, path, layer)
+
+
+def _layer(
+    skeleton: Skeleton,
+    module: Module,
+    scheme: Scheme,
+    arrays: dict[str, mx.array],
+    dtype: mx.Dtype | None,
+) -> Any:
+    match module.kind:
+        case Kind.LINEAR:
+            return PackedLinear(scheme, arrays)
+        case Kind.EMBEDDING:
+            return PackedEmbedding(scheme, arrays, dtype)
+        case Kind.EXPERTS:
+            return PackedExperts(scheme, arrays)
+    return _own_form(_get(skeleton.model, module.path), module, scheme)
+
+
+def _own_form(layer: Any, module: Module, scheme: Scheme) -> Any:
+    """An architecture's own quantised form, for layers that only it knows."""
+    try:
+        # Not every `to_quantized` knows modes; affine is what those without know.
+        mode = {} if scheme.mode == "affine" else {"mode": scheme.mode}
+        return layer.to_quantized(group_size=scheme.group_size, bits=scheme.bits, **mode)
+    except (TypeError, ValueError) as error:
+        raise ExecutionError(
+            "no-packed-form",
+            f"mlx-lm's {module.class_name} at '{module.path}' has no form for {scheme}",
+            found=str(error),
+        ) from error
+
+
+def _get(model: Any, path: str) -> Any:
+    for segment in path.split("."):
+        model = model[int(segment)] if isinstance(model, list) else model[segment]
+    return model
+
+
+def _put(model: Any, path: str, layer: Any) -> None:
+    parent, _, last = path.rpartition(".")
+    owner = _get(model, parent) if parent else model
+    owner[int(last) if isinstance(owner, list) else last] = layer
+
+
+# --- evaluation ------------------------------------------------------------------------------
+
+
+def _evaluate(model: Any, progress: Progress | None) -> None:
+    arrays = [array for _, array in tree_flatten(model.parameters())]
+    total = sum(array.nbytes for array in arrays)
+    done = 0
+    for part in _parts(arrays):
+        try:
+            mx.eval(part)
+        except RuntimeError as error:
+            raise ExecutionError(
+                "load-failed", "the weights could not be read", found=str(error)
+            ) from error
+        done += sum(array.nbytes for array in part)
+        if progress is not None:
+            progress(done, total)
+
+
+def _parts(arrays: list[mx.array]) -> Iterator[list[mx.array]]:
+    part: list[mx.array] = []
+    size = 0
+    for array in arrays:
+        part.append(array)
+        size += array.nbytes
+        if size >= PART_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part

@@ -1,0 +1,138 @@
+"""Quantised layers over MLX's kernels, with what producers need beyond MLX's own.
+
+Each is a subclass of MLX's or mlx-lm's quantised layer, so that code which asks `isinstance` finds
+what it expects; built from tensors rather than by quantising random weights. They add
+
+* a `multiplier` on the output: the exact form of a producer's tensor scale. It is applied before
+  the additive bias. Folding it into one-byte block scales would be lossy.
+* a dtype for what an embedding returns: MLX's one-byte modes would give bfloat16 whatever the
+  activations are.
+
+Shapes: weight U32 [o, i * bits / 32], scales and biases [o, i / group_size], bias [o]; experts have
+a leading E on each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear
+
+from mlxpipe.quant.modes import Scheme
+
+
+class PackedLinear(nn.QuantizedLinear):
+    """y = (x @ dequantise(weight).T) * multiplier + bias.
+
+    Args:
+        scheme: How the weight is packed.
+        arrays: Parameter name -> array: weight, scales; biases, bias, multiplier where there are.
+    """
+
+    def __init__(self, scheme: Scheme, arrays: dict[str, mx.array]) -> None:
+        nn.Module.__init__(self)
+        _adopt(self, scheme, arrays)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """[..., i] -> [..., o]."""
+        y = _matmul(self, x)
+        return y + self["bias"] if "bias" in self else y
+
+
+class PackedEmbedding(nn.QuantizedEmbedding):
+    """Rows of a packed table, or the table as an output projection.
+
+    Args:
+        scheme: How the weight is packed.
+        arrays: As for `PackedLinear`.
+        dtype: What rows are returned in; None: MLX's choice.
+    """
+
+    def __init__(
+        self, scheme: Scheme, arrays: dict[str, mx.array], dtype: mx.Dtype | None = None
+    ) -> None:
+        nn.Module.__init__(self)
+        _adopt(self, scheme, arrays)
+        self.num_embeddings = arrays["weight"].shape[0]
+        self.dims = arrays["weight"].shape[-1] * 32 // scheme.bits
+        self._dtype = dtype
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Token ids [...] -> rows [..., dims]."""
+        biases = self.get("biases")
+        rows = mx.dequantize(
+            self["weight"][x],
+            scales=self["scales"][x],
+            biases=None if biases is None else biases[x],
+            group_size=self.group_size,
+            bits=self.bits,
+            mode=self.mode,
+            dtype=self._dtype,
+        )
+        return _scaled(self, rows)
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """[..., dims] -> logits [..., num_embeddings]."""
+        return _matmul(self, x)
+
+
+class PackedExperts(QuantizedSwitchLinear):
+    """One packed matrix per expert, chosen by index.
+
+    Args:
+        scheme: How the weights are packed.
+        arrays: As for `PackedLinear`, each with a leading axis of experts; multiplier [E].
+    """
+
+    def __init__(self, scheme: Scheme, arrays: dict[str, mx.array]) -> None:
+        nn.Module.__init__(self)
+        _adopt(self, scheme, arrays)
+
+    def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
+        """[..., n, i] with indices [...] -> [..., n, o]."""
+        y = mx.gather_qmm(
+            x,
+            self["weight"],
+            self["scales"],
+            self.get("biases"),
+            rhs_indices=indices,
+            transpose=True,
+            group_size=self.group_size,
+            bits=self.bits,
+            mode=self.mode,
+            sorted_indices=sorted_indices,
+        )
+        factor = self.get("multiplier")
+        if factor is not None:
+            y = y * factor[indices][..., None, None].astype(y.dtype)
+        if "bias" in self:
+            y = y + mx.expand_dims(self["bias"][indices], -2)
+        return y
+
+
+def _adopt(layer: Any, scheme: Scheme, arrays: dict[str, mx.array]) -> None:
+    layer.group_size, layer.bits, layer.mode = scheme.group_size, scheme.bits, scheme.mode
+    for name, array in arrays.items():
+        setattr(layer, name, array)
+    layer.freeze()
+
+
+def _matmul(layer: Any, x: mx.array) -> mx.array:
+    y = mx.quantized_matmul(
+        x,
+        layer["weight"],
+        scales=layer["scales"],
+        biases=layer.get("biases"),
+        transpose=True,
+        group_size=layer.group_size,
+        bits=layer.bits,
+        mode=layer.mode,
+    )
+    return _scaled(layer, y)
+
+
+def _scaled(layer: Any, y: mx.array) -> mx.array:
+    factor = layer.get("multiplier")
+    return y if factor is None else y * factor.astype(y.dtype)

@@ -1,0 +1,1 @@
+"""What a tensor is called: producers' conventions, renaming, groups, experts."""

@@ -1,0 +1,220 @@
+"""Packed experts under the names and shapes of the architecture's expert layers.
+
+mlx-lm's `sanitize` stacks dense experts and, for many families, packed ones. It splits no packed
+fused projection and knows nothing of a factor per expert, so packed experts are placed here, before
+`sanitize` sees them; dense ones are left to it. Two kinds of places are tables: where an expert
+layer may live below the block, and what producers call its projections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from mlxpipe.errors import Origin, PlanError
+from mlxpipe.naming.groups import Group, Part
+
+EXPERTS = ".experts."
+
+#: Where an architecture keeps the projection `{p}` of the block at `{b}`.
+PLACES = (
+    "{b}.switch_mlp.{p}",
+    "{b}.experts.{p}",
+    "{b}.experts.switch_glu.{p}",
+    "{b}.experts.switch_mlp.{p}",
+)
+
+#: Mixtral's names of the projections.
+PROJECTIONS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+
+#: A fused projection -> its parts, in the order of their rows.
+FUSED = {"gate_up_proj": ("gate_proj", "up_proj")}
+
+#: Role -> the axis, from the end, that holds the output features; None: the same for all rows.
+OUTPUT_AXIS: Mapping[str, int | None] = {
+    "weight": -2,
+    "scales": -2,
+    "biases": -2,
+    "bias": -1,
+    "amax": None,
+    "multiplier": None,
+}
+
+#: What finds the module meant by a path: `PathIndex.find`.
+Find = Callable[[str], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertName:
+    """A group's path taken apart: `block.experts[.index].projection`."""
+
+    block: str
+    index: int | None
+    projection: str
+
+
+def parse_expert(path: str) -> ExpertName | None:
+    """The parts of an expert's path, or None where it is none."""
+    block, found, rest = path.partition(EXPERTS)
+    if not found:
+        return None
+    index, dot, projection = rest.partition(".")
+    if dot and index.isdigit():
+        return ExpertName(block, int(index), projection)
+    return ExpertName(block, None, rest)
+
+
+def collapse_path(path: str) -> str:
+    """The path with the expert's number replaced: `b.experts.7.up_proj` -> `b.experts.up_proj`."""
+    name = parse_expert(path)
+    return f"{name.block}{EXPERTS}{name.projection}" if name else path
+
+
+def targets(path: str, find: Find) -> tuple[str, ...]:
+    """The modules that a collapsed expert path feeds: one, several for a fused one, or none."""
+    name = parse_expert(path)
+    if name is None:
+        return ()
+    projection = PROJECTIONS.get(name.projection, name.projection)
+    whole = _locate(name.block, projection, find)
+    if whole is not None:
+        return (whole,)
+    parts = [_locate(name.block, part, find) for part in FUSED.get(projection, ())]
+    return tuple(part for part in parts if part is not None)
+
+
+def _locate(block: str, projection: str, find: Find) -> str | None:
+    candidates = (find(place.format(b=block, p=projection)) for place in PLACES)
+    return next((path for path in candidates if path is not None), None)
+
+
+def place_experts(groups: Mapping[str, Group], find: Find) -> dict[str, Group]:
+    """Groups with packed experts stacked, split and renamed to the architecture's modules.
+
+    Args:
+        groups: Path -> group, as `group_tensors` made them.
+        find: Finds the module meant by a path.
+
+    Raises:
+        PlanError: experts of one projection that differ in their tensors, or a gap in their
+            numbers; two groups for one module.
+    """
+    placed: dict[str, Group] = {}
+    members: dict[str, dict[int, Group]] = {}
+    for path, group in groups.items():
+        name = parse_expert(path) if group.packed else None
+        if name is None:
+            placed[path] = group
+        elif name.index is None:
+            _place(placed, group, find)
+        else:
+            members.setdefault(collapse_path(path), {})[name.index] = group
+    for path, experts in members.items():
+        if targets(path, find):
+            _place(placed, stack(path, experts), find)
+        else:
+            placed.update((group.path, group) for group in experts.values())
+    return placed
+
+
+def _place(placed: dict[str, Group], group: Group, find: Find) -> None:
+    for part in split(group, targets(group.path, find)):
+        if part.path in placed:
+            raise PlanError(
+                "name-collision",
+                f"two groups of tensors feed '{part.path}'",
+                origin=Origin(part.parts["weight"].names[0]),
+                found=f"also '{placed[part.path].parts['weight'].names[0]}'",
+                help="drop one of them with naming.drop",
+            )
+        placed[part.path] = part
+
+
+def stack(path: str, experts: Mapping[int, Group]) -> Group:
+    """One group of E experts' groups, every part with a new first axis of length E.
+
+    Raises:
+        PlanError: a missing number, or experts that differ in roles, dtypes or shapes.
+    """
+    first = next(iter(experts.values()))
+    missing = next((index for index in range(len(experts)) if index not in experts), None)
+    if missing is not None:
+        raise PlanError(
+            "missing-expert",
+            f"expert {missing} of '{path}' is missing",
+            origin=Origin(first.parts["weight"].names[0]),
+            found=f"{len(experts)} experts, the highest number being {max(experts)}",
+            expected="experts numbered from 0 without a gap",
+        )
+    reference = experts[0]
+    for index, group in experts.items():
+        _require_alike(path, reference, index, group)
+    ordered = [experts[index] for index in range(len(experts))]
+    parts = {
+        role: Part(
+            part.dtype,
+            (len(ordered), *part.shape),
+            tuple(group.parts[role].names[0] for group in ordered),
+            stacked=True,
+        )
+        for role, part in reference.parts.items()
+    }
+    return Group(path, parts, reference.convention)
+
+
+def _require_alike(path: str, reference: Group, index: int, group: Group) -> None:
+    ours, theirs = _form(reference), _form(group)
+    if ours == theirs:
+        return
+    raise PlanError(
+        "unequal-experts",
+        f"the experts of '{path}' are not stored alike, and a stacked layer needs one scheme",
+        origin=Origin(group.parts["weight"].names[0]),
+        found=f"expert {index}: {_spell(theirs)}",
+        expected=f"as expert 0: {_spell(ours)}",
+        help="requantise the checkpoint with one scheme for all experts of a layer",
+    )
+
+
+def _form(group: Group) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {role: (part.dtype, part.shape) for role, part in group.parts.items()}
+
+
+def _spell(form: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:
+    return ", ".join(f"{role} {dtype} {list(shape)}" for role, (dtype, shape) in form.items())
+
+
+def split(group: Group, modules: tuple[str, ...]) -> Iterator[Group]:
+    """The group renamed to its module, or its rows divided evenly among several.
+
+    Raises:
+        PlanError: rows that cannot be divided evenly.
+    """
+    if not modules:
+        yield group
+    elif len(modules) == 1:
+        yield replace(group, path=modules[0])
+    else:
+        for number, module in enumerate(modules):
+            parts = {
+                role: _share(group, role, number, len(modules)) for role in group.parts
+            }
+            yield Group(module, parts, group.convention)
+
+
+def _share(group: Group, role: str, number: int, count: int) -> Part:
+    part = group.parts[role]
+    axis = OUTPUT_AXIS.get(role)
+    if axis is None:
+        return part
+    rows = part.shape[axis]
+    if rows % count:
+        raise PlanError(
+            "uneven-fusion",
+            f"the {rows} rows of '{part.names[0]}' do not divide into {count} projections",
+            origin=Origin(part.names[0]),
+        )
+    size = rows // count
+    shape = list(part.shape)
+    shape[axis] = size
+    return part._replace(shape=tuple(shape), rows=(number * size, (number + 1) * size, 1))

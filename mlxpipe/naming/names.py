@@ -1,0 +1,127 @@
+"""Names as segments, and the one renaming that tensors and override keys share.
+
+Three namespaces meet here: names in the checkpoint, keys of overrides, and the module paths of the
+architecture. They differ by wrappers (`model.language_model.layers.0` against
+`language_model.model.layers.0`), by a `.weight` at the end and by what the user's rules change.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import translate
+from functools import lru_cache
+
+#: Leading segments that only wrap the language model. Producers nest and order them differently,
+#: so paths are compared without them.
+WRAPPERS = frozenset({"model", "language_model", "text_model"})
+
+#: Leaves that a key may carry although it means the module.
+PARAMETER_LEAVES = (".weight", ".scales", ".biases")
+
+
+def core(path: str) -> str:
+    """The path without its leading wrappers: `model.language_model.norm` -> `norm`.
+
+    A path of nothing but wrappers keeps its last segment.
+    """
+    rest = path
+    while True:
+        head, dot, tail = rest.partition(".")
+        if not dot or head not in WRAPPERS:
+            return rest
+        rest = tail
+
+
+def strip_leaf(key: str) -> str:
+    """An override key as a module path: `a.b.weight` -> `a.b`."""
+    for leaf in PARAMETER_LEAVES:
+        if key.endswith(leaf):
+            return key[: -len(leaf)]
+    return key
+
+
+@lru_cache(maxsize=4096)
+def _compiled(pattern: str) -> Callable[[str], object]:
+    if pattern.startswith("re:"):
+        return re.compile(pattern[3:]).search
+    return re.compile(translate(pattern)).match
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Whether a glob over the whole path, or `re:` and a regex found in it, fits `path`.
+
+    A glob's `*` crosses dots. A path is also tried without its wrappers, so that `lm_head` and
+    `layers.0.*` mean what they say whatever the checkpoint puts in front.
+    """
+    test = _compiled(pattern)
+    return bool(test(path)) or bool(test(core(path)))
+
+
+def is_pattern(key: str) -> bool:
+    """Whether a key is a glob or a `re:` regex rather than an exact path."""
+    return key.startswith("re:") or any(sign in key for sign in "*?[")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A user's renaming: a regex and its replacement, as `re.sub` reads them."""
+
+    match: str
+    replace: str
+
+
+@dataclass(frozen=True, slots=True)
+class Renaming:
+    """The user's rules, applied in order to tensor names and override keys alike."""
+
+    rules: tuple[Rule, ...] = ()
+
+    def tensor(self, name: str) -> str:
+        """A tensor's name after the rules."""
+        for rule in self.rules:
+            name = re.sub(rule.match, rule.replace, name)
+        return name
+
+    def key(self, key: str) -> str:
+        """An override key after the rules.
+
+        A rule may be written for tensor names (`…weight$`), so a key that no rule changes as it
+        stands is tried as the name of its weight.
+        """
+        if not self.rules:
+            return key
+        renamed = self.tensor(key)
+        return renamed if renamed != key else strip_leaf(self.tensor(key + ".weight"))
+
+
+class PathIndex:
+    """Finds the module that a path of another namespace means.
+
+    Args:
+        paths: Every known module path.
+        aliases: Paths of the checkpoint -> module paths they feed; may be empty.
+    """
+
+    def __init__(self, paths: Iterable[str], aliases: Mapping[str, str] | None = None) -> None:
+        self._paths = frozenset(paths)
+        self._aliases = dict(aliases or {})
+        self._cores: dict[str, str | None] = {}
+        for path in self._paths:
+            key = core(path)
+            # Two modules that differ by wrappers only cannot be told apart without them.
+            self._cores[key] = None if key in self._cores else path
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._paths
+
+    def find(self, path: str) -> str | None:
+        """The module path meant by `path`, or None.
+
+        An exact module path wins over a path of the checkpoint, and that over a path that is
+        equal but for its wrappers.
+        """
+        if path in self._paths:
+            return path
+        return self._aliases.get(path) or self._cores.get(core(path))

@@ -1,0 +1,175 @@
+"""Which tensors become which parameters: `sanitize`'s outputs against the architecture's table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from mlxpipe.architecture.lineage import Lineage
+from mlxpipe.architecture.skeleton import Module, Skeleton
+from mlxpipe.errors import Diagnostic, Origin, nearest
+from mlxpipe.naming.groups import Group
+from mlxpipe.naming.names import core
+from mlxpipe.plan.plan import Parameter
+from mlxpipe.quant.verify import Array
+
+#: Leaves that a packed module has beside its dense parameters -> the role they play.
+COMPANION_LEAVES = {
+    "scales": "scales",
+    "biases": "biases",
+    "global_scale": "amax",
+    "multiplier": "multiplier",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """The outcome of matching names.
+
+    Attributes:
+        parameters: Parameter name -> where it comes from.
+        arrays: Parameter name -> dtype and shape of what comes.
+        problems: Missing, unexpected and misshapen tensors.
+        notes: Companions that were left over when their tensor was dropped.
+        unloaded: Canonical names that became no parameter.
+    """
+
+    parameters: Mapping[str, Parameter]
+    arrays: Mapping[str, Array]
+    problems: tuple[Diagnostic, ...]
+    notes: tuple[Diagnostic, ...]
+    unloaded: tuple[str, ...]
+
+
+def bind(
+    skeleton: Skeleton, lineages: Mapping[str, Lineage], groups: Mapping[str, Group]
+) -> Binding:
+    """Match `sanitize`'s outputs with the parameters that the model expects.
+
+    Args:
+        skeleton: The architecture.
+        lineages: Output name -> lineage, from `trace_sanitize`.
+        groups: The groups whose canonical names went in.
+    """
+    tensors = {
+        group.canonical(role): part.names
+        for group in groups.values()
+        for role, part in group.parts.items()
+    }
+    expected = skeleton.parameters
+    names = _align(lineages, expected, skeleton.modules)
+    parameters: dict[str, Parameter] = {}
+    arrays: dict[str, Array] = {}
+    problems: list[Diagnostic] = []
+    notes: list[Diagnostic] = []
+    for output, lineage in lineages.items():
+        name = names.get(output)
+        sources = tuple(dict.fromkeys(t for each in lineage.inputs for t in tensors[each]))
+        if name is None:
+            orphan = _is_orphan(output, lineages, tensors)
+            (notes if orphan else problems).append(_unexpected(output, sources, expected, orphan))
+            continue
+        parameters[name] = Parameter(name, output, lineage.inputs, lineage.operations, sources)
+        arrays[name] = Array(lineage.dtype, lineage.shape)
+    problems += [_missing(name, tensors) for name in expected if name not in parameters]
+    problems += _misshapen(skeleton.modules, arrays, parameters)
+    used = {each for parameter in parameters.values() for each in parameter.inputs}
+    unloaded = tuple(name for name in tensors if name not in used)
+    return Binding(parameters, arrays, tuple(problems), tuple(notes), unloaded)
+
+
+def _align(
+    lineages: Mapping[str, Lineage], expected: Iterable[str], modules: Mapping[str, Module]
+) -> dict[str, str]:
+    """Output name -> parameter name; a name that differs by wrappers only is found as well."""
+    wanted = set(expected)
+    packable = {path for path, module in modules.items() if module.quantisable}
+    known = wanted | {f"{path}.{leaf}" for path in packable for leaf in COMPANION_LEAVES}
+    names = {output: output for output in lineages if output in known}
+    taken = set(names)
+    by_core = {core(name): name for name in known if name not in taken}
+    for output in lineages:
+        name = by_core.get(core(output))
+        if output not in names and name is not None and name not in taken:
+            names[output] = name
+            taken.add(name)
+    return names
+
+
+def _is_orphan(
+    output: str, lineages: Mapping[str, Lineage], tensors: Mapping[str, tuple[str, ...]]
+) -> bool:
+    """A companion whose weight `sanitize` dropped: it goes too (a tied head's scales)."""
+    path, _, leaf = output.rpartition(".")
+    weight = f"{path}.weight"
+    inputs = {core(name) for name in tensors}
+    return leaf in COMPANION_LEAVES and weight not in lineages and core(weight) in inputs
+
+
+def _unexpected(
+    output: str, sources: tuple[str, ...], expected: Iterable[str], orphan: bool
+) -> Diagnostic:
+    origin = Origin(sources[0]) if sources else None
+    if orphan:
+        return Diagnostic(
+            "left-over-companion",
+            f"'{output}' is left out, because the architecture drops the weight it belongs to",
+            origin=origin,
+            severity="note",
+        )
+    near = nearest(output, expected, 2)
+    return Diagnostic(
+        "unexpected-tensor",
+        f"no module of the architecture has a parameter '{output}'",
+        origin=origin,
+        found=", ".join(sources[:3]),
+        expected=("near names: " + ", ".join(near)) if near else "",
+        help="rename it with naming.rules, or say with naming.drop that nothing wants it",
+    )
+
+
+def _missing(name: str, tensors: Mapping[str, tuple[str, ...]]) -> Diagnostic:
+    near = nearest(name, tensors, 2)
+    return Diagnostic(
+        "missing-tensor",
+        f"the architecture needs '{name}', and the checkpoint has no tensor for it",
+        module=name.rpartition(".")[0],
+        found=("near names: " + ", ".join(near)) if near else "",
+        help="a shard may be missing; or the tensor has another name (naming.rules)",
+    )
+
+
+def _misshapen(
+    modules: Mapping[str, Module],
+    arrays: Mapping[str, Array],
+    parameters: Mapping[str, Parameter],
+) -> list[Diagnostic]:
+    """Shapes that differ from the architecture's; the columns of packed weights are the judge's."""
+    problems = []
+    for path, module in modules.items():
+        packed = f"{path}.scales" in arrays
+        for leaf, shape in module.parameters.items():
+            name = f"{path}.{leaf}" if path else leaf
+            array = arrays.get(name)
+            if array is None:
+                continue
+            rows_only = packed and leaf == "weight"
+            found, wanted = (array.shape[:-1], shape[:-1]) if rows_only else (array.shape, shape)
+            if found != wanted:
+                problems.append(_shape_problem(name, array, shape, rows_only, parameters[name]))
+    return problems
+
+
+def _shape_problem(
+    name: str, array: Array, shape: tuple[int, ...], rows_only: bool, parameter: Parameter
+) -> Diagnostic:
+    what = "rows" if rows_only else "shape"
+    return Diagnostic(
+        "shape-mismatch",
+        f"'{name}' has another {what} than the architecture expects",
+        origin=Origin(parameter.tensors[0]) if parameter.tensors else None,
+        module=name.rpartition(".")[0],
+        found=str(array),
+        expected=f"{list(shape)}" + (" before packing" if rows_only else ""),
+        help="config.json and the tensors are not of the same model",
+    )

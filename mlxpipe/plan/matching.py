@@ -1,0 +1,107 @@
+"""Which claims speak of which modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from mlxpipe.errors import Diagnostic, nearest
+from mlxpipe.naming.experts import collapse_path, targets
+from mlxpipe.naming.names import PathIndex, Renaming, core, matches, strip_leaf
+from mlxpipe.quant.claims import Claim, Reach
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """Claims sorted by module.
+
+    Attributes:
+        by_module: Path -> claims that apply, in the order of their sources; globals included.
+        unmatched: Claims on paths and patterns that fit nothing.
+        elsewhere: Claims that fit something that has no scheme to decide -> what it is.
+    """
+
+    by_module: Mapping[str, tuple[Claim, ...]]
+    unmatched: tuple[Claim, ...]
+    elsewhere: tuple[tuple[Claim, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """All that a key may mean.
+
+    Attributes:
+        modules: Paths with a weight that a scheme can be about.
+        index: Finds the module that a path means.
+        renaming: The user's rules.
+        others: Paths that exist and have no scheme (norms, unloaded tensors) -> what they are.
+    """
+
+    modules: tuple[str, ...]
+    index: PathIndex
+    renaming: Renaming
+    others: Mapping[str, str]
+
+    def meant(self, claim: Claim) -> tuple[str, ...]:
+        """The modules that a claim's key means, () for none."""
+        if claim.reach is Reach.PATTERN:
+            return tuple(path for path in self.modules if matches(claim.pattern, path))
+        key = strip_leaf(self.renaming.key(strip_leaf(claim.pattern)))
+        direct = self.index.find(key)
+        if direct is not None:
+            return (direct,)
+        return targets(collapse_path(key), self.index.find)
+
+    def other(self, claim: Claim) -> str | None:
+        """What else a claim's key means: something that has no scheme."""
+        if claim.reach is Reach.PATTERN:
+            hits: Iterable[str] = (path for path in self.others if matches(claim.pattern, path))
+            return next((self.others[path] for path in hits), None)
+        key = strip_leaf(self.renaming.key(strip_leaf(claim.pattern)))
+        return self.others.get(key) or self.others.get(core(key))
+
+
+def match_claims(claims: Iterable[Claim], namespace: Namespace) -> Matched:
+    """Sort claims by the modules they speak of."""
+    listed = list(claims)
+    by_module: dict[str, list[Claim]] = {path: [] for path in namespace.modules}
+    unmatched: list[Claim] = []
+    elsewhere: list[tuple[Claim, str]] = []
+    for claim in listed:
+        if claim.reach is Reach.GLOBAL:
+            for applied in by_module.values():
+                applied.append(claim)
+            continue
+        meant = [path for path in namespace.meant(claim) if path in by_module]
+        for path in meant:
+            by_module[path].append(claim)
+        if not meant:
+            other = namespace.other(claim)
+            if other is None:
+                unmatched.append(claim)
+            else:
+                elsewhere.append((claim, other))
+    return Matched(
+        {path: tuple(found) for path, found in by_module.items()},
+        tuple(unmatched),
+        tuple(elsewhere),
+    )
+
+
+def describe_unmatched(claim: Claim, paths: Iterable[str]) -> Diagnostic:
+    """An override that fits no module, with the nearest names that exist."""
+    near = nearest(claim.pattern, paths, 2)
+    return Diagnostic(
+        "unmatched-override",
+        f"{claim.source} declares '{claim.pattern}' {claim}, and no module has that name",
+        origin=claim.origin,
+        module=claim.pattern,
+        help=("near names: " + ", ".join(near) + "; " if near else "")
+        + "correct it, rename it with naming.rules, or allow it with quantization.allow_unmatched",
+    )
+
+
+def allowed(claim: Claim, globs: Iterable[str], renamed: Callable[[str], str]) -> bool:
+    """Whether the spec allows a claim to match nothing."""
+    keys = {claim.pattern, strip_leaf(claim.pattern), renamed(strip_leaf(claim.pattern))}
+    return any(matches(glob, key) for glob in globs for key in keys)

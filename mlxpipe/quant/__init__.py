@@ -1,0 +1,1 @@
+"""How a tensor is packed: modes, claims, dialects, merging and the judge."""
