@@ -14,8 +14,8 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 CHUNK = 64
 
@@ -26,7 +26,7 @@ class ModelConfig:
 
     vocab_size: int = 3072
     hidden_size: int = 192
-    num_hidden_layers: int = 8
+    num_hidden_layers: int = 4
     full_attention_interval: int = 4
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
@@ -38,8 +38,8 @@ class ModelConfig:
     linear_conv_kernel_dim: int = 4
     num_experts: int = 8
     num_experts_per_tok: int = 2
-    moe_intermediate_size: int = 64
-    shared_expert_intermediate_size: int = 64
+    moe_intermediate_size: int = 128
+    shared_expert_intermediate_size: int = 128
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     partial_rotary_factor: float = 0.25
@@ -67,7 +67,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), 1.0 + self.weight, self.eps)
+        return functional.rms_norm(x, (x.shape[-1],), 1.0 + self.weight, self.eps)
 
 
 class GatedRMSNorm(nn.Module):
@@ -79,7 +79,7 @@ class GatedRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps) * F.silu(gate)
+        return functional.rms_norm(x, (x.shape[-1],), self.weight, self.eps) * functional.silu(gate)
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
@@ -95,8 +95,8 @@ def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: T
     """
     batch, heads, length, _ = q.shape
     pad = -length % CHUNK
-    q, k, v = (F.pad(x, (0, 0, 0, pad)) for x in (q, k, v))
-    log_decay, beta = (F.pad(x, (0, pad)) for x in (log_decay, beta))
+    q, k, v = (functional.pad(x, (0, 0, 0, pad)) for x in (q, k, v))
+    log_decay, beta = (functional.pad(x, (0, pad)) for x in (log_decay, beta))
     q, k, v, log_decay, beta = (
         x.unflatten(2, (-1, CHUNK)) for x in (q, k, v, log_decay, beta)
     )  # [B, H, chunks, CHUNK, …]
@@ -143,19 +143,20 @@ class GatedDeltaNet(nn.Module):
     def convolve(self, x: Tensor) -> Tensor:
         """Causal depthwise convolution as shifted products: [B, T, C] → [B, T, C]."""
         taps = self.conv1d.weight[:, 0].unbind(-1)
-        padded = F.pad(x, (0, 0, len(taps) - 1, 0))
+        padded = functional.pad(x, (0, 0, len(taps) - 1, 0))
         return sum(padded[:, i : i + x.shape[1]] * tap for i, tap in enumerate(taps))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] → [B, T, D]"""
         config = self.config
         key_dim, value_dim = config.key_dim, config.value_dim
-        qkv = F.silu(self.convolve(self.in_proj_qkv(x)))
+        qkv = functional.silu(self.convolve(self.in_proj_qkv(x)))
         q, k, v = (
             part.unflatten(-1, (-1, width)).transpose(1, 2).float()
             for part, width in zip(
                 qkv.split([key_dim, key_dim, value_dim], dim=-1),
                 [config.linear_key_head_dim] * 2 + [config.linear_value_head_dim],
+                strict=True,
             )
         )
         unit = 1e-6  # epsilon of the sum of squares, as in the reference
@@ -163,7 +164,7 @@ class GatedDeltaNet(nn.Module):
         k = k * torch.rsqrt(k.square().sum(-1, keepdim=True) + unit)
         share = config.linear_num_value_heads // config.linear_num_key_heads
         q, k = (part.repeat_interleave(share, dim=1) for part in (q, k))
-        step = F.softplus(self.in_proj_a(x).float() + self.dt_bias)
+        step = functional.softplus(self.in_proj_a(x).float() + self.dt_bias)
         log_decay = (-self.A_log.exp() * step).transpose(1, 2)
         beta = self.in_proj_b(x).float().sigmoid().transpose(1, 2)
         mixed = gated_delta_rule(q, k, v, log_decay, beta).transpose(1, 2)
@@ -204,7 +205,7 @@ class Attention(nn.Module):
         k = self.rotate(self.k_norm(k).transpose(1, 2))
         share = heads // self.config.num_key_value_heads
         k, v = (part.repeat_interleave(share, dim=1) for part in (k, v.transpose(1, 2)))
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.o_proj(mixed.transpose(1, 2).flatten(-2) * gate.flatten(-2).sigmoid())
 
 
@@ -218,7 +219,7 @@ class SwiGLU(nn.Module):
         self.down_proj = linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Experts(nn.Module):
@@ -237,8 +238,8 @@ class Experts(nn.Module):
         counts = chosen.flatten().bincount(minlength=len(self.down_proj)).tolist()
         outputs = []
         for expert, rows in enumerate(x[token].split(counts)):
-            gate, up = F.linear(rows, self.gate_up_proj[expert]).chunk(2, dim=-1)
-            outputs.append(F.linear(F.silu(gate) * up, self.down_proj[expert]))
+            gate, up = functional.linear(rows, self.gate_up_proj[expert]).chunk(2, dim=-1)
+            outputs.append(functional.linear(functional.silu(gate) * up, self.down_proj[expert]))
         scaled = torch.cat(outputs) * weights.flatten()[order, None]
         return torch.zeros_like(x).index_add(0, token, scaled.to(x.dtype))
 

@@ -1,0 +1,184 @@
+"""The command line: parse, call the API, print, exit with the contracted code.
+
+Commands are imported when they are called, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from mlxpipe._version import __version__
+from mlxpipe.errors import ExitCode, MlxpipeError
+
+SPEC_HELP = "a spec (YAML), or a checkpoint directory"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One subcommand.
+
+    Attributes:
+        name: What the user types; the function of that name in `mlxpipe.commands` does it.
+        help: One line.
+        epilog: Examples.
+        arguments: Adds the arguments to a parser.
+    """
+
+    name: str
+    help: str
+    epilog: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+
+
+def _spec(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("spec", metavar="SPEC", help=SPEC_HELP)
+
+
+def _plan(parser: argparse.ArgumentParser) -> None:
+    _spec(parser)
+    parser.add_argument("--all", action="store_true", dest="every", help="list every module")
+
+
+def _explain(parser: argparse.ArgumentParser) -> None:
+    _spec(parser)
+    parser.add_argument(
+        "names",
+        metavar="NAME",
+        nargs="*",
+        help="module paths, tensors or override keys; none: whatever is wrong or notable",
+    )
+
+
+def _check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("specs", metavar="SPEC", nargs="+", help=SPEC_HELP + "; several are fine")
+
+
+def _init(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", metavar="DIR|MODEL", help="a checkpoint directory, hub:ORG/NAME or ollama:NAME"
+    )
+    parser.add_argument("-o", "--output", metavar="FILE", help="write here instead of printing")
+    parser.add_argument("--force", action="store_true", help="overwrite FILE")
+
+
+def _nothing(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+COMMANDS = (
+    Command(
+        "run",
+        "run a spec's tasks and leave a record",
+        "  mlxpipe run spec.yaml\n  mlxpipe run spec.yaml --format json | jq .tasks",
+        _spec,
+    ),
+    Command(
+        "plan",
+        "decide every tensor from headers alone, like a compiler's dry run",
+        "  mlxpipe plan spec.yaml\n  mlxpipe plan path/to/checkpoint --all",
+        _plan,
+    ),
+    Command(
+        "explain",
+        "say why a module is what it is: claims, their origins and fates, the arithmetic",
+        "  mlxpipe explain spec.yaml\n  mlxpipe explain spec.yaml model.layers.0.mlp.gate",
+        _explain,
+    ),
+    Command(
+        "check",
+        "check specs and their checkpoints without MLX; for CI and pre-commit",
+        "  mlxpipe check specs/*.yaml",
+        _check,
+    ),
+    Command("show", "print the resolved spec", "  mlxpipe show spec.yaml", _spec),
+    Command(
+        "init",
+        "write a spec for a checkpoint",
+        "  mlxpipe init path/to/checkpoint -o spec.yaml\n"
+        "  mlxpipe init ollama:qwen3.6:35b -o qwen.yaml",
+        _init,
+    ),
+    Command("schema", "print the spec's JSON Schema", "  mlxpipe schema > schema.json", _nothing),
+    Command(
+        "doctor",
+        "say what this machine computes with, what is slow and how to mend it",
+        "  mlxpipe doctor",
+        _nothing,
+    ),
+)
+
+EPILOG = """\
+start here:
+  mlxpipe init path/to/checkpoint -o spec.yaml
+  mlxpipe plan spec.yaml
+  mlxpipe run spec.yaml
+
+exit codes: 0 fine, 1 an expectation failed, 2 usage or spec, 3 source or lock, 4 plan,
+            5 execution, 130 interrupted
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="mlxpipe",
+        description="Run quantised language models on MLX from a YAML spec that says whom to "
+        "believe, and know for every tensor what was decided and why.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"mlxpipe {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    common = _common()
+    for command in COMMANDS:
+        sub = commands.add_parser(
+            command.name,
+            help=command.help,
+            description=command.help[0].upper() + command.help[1:] + ".",
+            epilog=f"examples:\n{command.epilog}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            parents=[common],
+        )
+        command.arguments(sub)
+    return parser
+
+
+def _common() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    group = common.add_argument_group("output")
+    group.add_argument(
+        "--format",
+        choices=("human", "json"),
+        default="human",
+        help="json: one object on stdout, everything for people on stderr",
+    )
+    group.add_argument("-q", "--quiet", action="store_true", help="results and errors only")
+    group.add_argument("--no-progress", action="store_true", help="no progress bars")
+    group.add_argument("--debug", action="store_true", help="a traceback with errors")
+    return common
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = build_parser().parse_args(arguments)
+    try:
+        command = getattr(import_module("mlxpipe.commands"), options.command)
+        return int(command(options))
+    except MlxpipeError as error:
+        if options.debug:
+            raise
+        print(error, file=sys.stderr)
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return int(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # The reader went away (`| head`): end as other tools do, without a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE

@@ -1,0 +1,186 @@
+"""What each command of the command line does: call the API, print, return the exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any
+
+from mlxpipe import api
+from mlxpipe.errors import ExitCode, MlxpipeError, PlanError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mlxpipe.plan.plan import Plan
+
+
+def run(options: Namespace) -> int:
+    """`mlxpipe run`."""
+    from mlxpipe.execution.executor import RunFailed
+    from mlxpipe.report.console import ConsoleReporter, print_run
+
+    as_json = options.format == "json"
+    out, err = _console(), _console(stderr=True)
+    reporter = ConsoleReporter(
+        None if as_json or options.quiet else out,
+        err,
+        progress=not (options.no_progress or options.quiet),
+        quiet=options.quiet,
+    )
+    try:
+        record = api.run(options.spec, reporter)
+    except RunFailed as failure:
+        if as_json:
+            _print_json(failure.record.as_json())
+        raise failure.cause from failure
+    if as_json:
+        _print_json(record.as_json())
+    else:
+        print_run(err if options.quiet else out, record)
+    return int(record.exit_code)
+
+
+def plan(options: Namespace) -> int:
+    """`mlxpipe plan`."""
+    made = api.make_plan(options.spec)
+    if options.format == "json":
+        _print_json(made.as_json())
+    else:
+        from mlxpipe.report.console import print_plan
+
+        print_plan(_console(), made, every=options.every)
+    return _report_problems(made)
+
+
+def explain(options: Namespace) -> int:
+    """`mlxpipe explain`."""
+    from mlxpipe.report.console import print_explanation
+
+    made = api.make_plan(options.spec)
+    if not options.names:
+        return _explain_all(options, made)
+    told = [api.explain(made, name) for name in options.names]
+    if options.format == "json":
+        _print_json({"explanations": [each.as_json() for each in told]})
+        return int(ExitCode.OK)
+    console = _console()
+    for number, each in enumerate(told):
+        if number:
+            console.print()
+        print_explanation(console, each)
+    return int(ExitCode.OK)
+
+
+def _explain_all(options: Namespace, made: Plan) -> int:
+    """Everything that is wrong or notable, one finding after the other."""
+    findings = (*made.problems, *made.conflicts, *made.unmatched, *made.notes, *made.stale)
+    if options.format == "json":
+        _print_json({"findings": [finding.as_json() for finding in findings]})
+        return int(ExitCode.OK)
+    from mlxpipe.report.console import print_findings
+
+    console = _console()
+    print_findings(console, dict.fromkeys(findings))
+    if not findings:
+        console.print(f"{made.name}: nothing is wrong, and nobody disagrees")
+    return int(ExitCode.OK)
+
+
+def check(options: Namespace) -> int:
+    """`mlxpipe check`: every spec, without MLX; the worst exit code."""
+    worst = ExitCode.OK
+    results = []
+    for spec in options.specs:
+        code, messages = _check_one(spec)
+        worst = max(worst, code)
+        results.append({"spec": spec, "exit_code": int(code), "findings": messages})
+        if options.format == "human":
+            for message in messages:
+                print(message["text"], file=sys.stderr)
+            if not options.quiet:
+                print(f"{spec}: {'ok' if code == ExitCode.OK else 'failed'}")
+    if options.format == "json":
+        _print_json({"specs": results, "exit_code": int(worst)})
+    return int(worst)
+
+
+def _check_one(spec: str) -> tuple[ExitCode, list[dict[str, Any]]]:
+    try:
+        made = api.make_plan(spec, architecture=False)
+    except MlxpipeError as error:
+        return error.exit_code, [_told(each) for each in error.diagnostics]
+    told = [_told(each) for each in (*made.problems, *made.conflicts, *made.unmatched)]
+    unique = list({each["text"]: each for each in told}.values())
+    return (PlanError.exit_code if made.problems else ExitCode.OK), unique
+
+
+def _told(finding: Any) -> dict[str, Any]:
+    return {**finding.as_json(), "text": finding.render()}
+
+
+def show(options: Namespace) -> int:
+    """`mlxpipe show`."""
+    from mlxpipe.spec import resolved, resolved_yaml
+
+    loaded = api.open_spec(options.spec)
+    if options.format == "json":
+        _print_json(resolved(loaded))
+    else:
+        print(resolved_yaml(loaded), end="")
+    return int(ExitCode.OK)
+
+
+def schema(options: Namespace) -> int:
+    """`mlxpipe schema`."""
+    from mlxpipe.spec import json_schema
+
+    _print_json(json_schema())
+    return int(ExitCode.OK)
+
+
+def init(options: Namespace) -> int:
+    """`mlxpipe init`."""
+    from mlxpipe.starter import starter_spec, write_spec
+
+    text = starter_spec(options.model, options.output)
+    if options.output is None:
+        print(text, end="")
+    else:
+        write_spec(options.output, text, force=options.force)
+        print(f"wrote {options.output}; next: mlxpipe plan {options.output}", file=sys.stderr)
+    return int(ExitCode.OK)
+
+
+def doctor(options: Namespace) -> int:
+    """`mlxpipe doctor`."""
+    from mlxpipe.doctor import examine
+
+    report = examine()
+    if options.format == "json":
+        _print_json(report.as_json())
+    else:
+        print(report.render())
+    return int(ExitCode.OK)
+
+
+def _report_problems(made: Plan) -> int:
+    """Problems on stderr, as every command ends with them."""
+    if not made.problems:
+        return int(ExitCode.OK)
+    from mlxpipe.report.console import print_findings
+
+    print_findings(_console(stderr=True), made.problems)
+    return int(PlanError.exit_code)
+
+
+def _print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)

@@ -1,0 +1,1 @@
+"""Running a spec, and the record that a run leaves."""

@@ -1,0 +1,331 @@
+"""A plan, an explanation and a run, for people.
+
+Text that comes from a checkpoint or a model may hold anything, so it never goes through rich's
+markup, and control characters are shown, not obeyed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from mlxpipe.errors import Diagnostic
+from mlxpipe.execution.record import RunRecord
+from mlxpipe.plan.explain import Explanation
+from mlxpipe.plan.plan import Plan, PlannedModule
+from mlxpipe.quant.merge import Fate
+from mlxpipe.quant.verify import arithmetic
+from mlxpipe.tasks import Reporter
+
+#: How many findings of one kind are printed before the rest is counted.
+MOST = 8
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
+
+_FATES = {
+    Fate.WON: "green",
+    Fate.AGREES: "green",
+    Fate.CONTRADICTED: "bold red",
+    Fate.CONFLICT: "yellow",
+    Fate.STALE: "yellow",
+}
+
+
+def visible(text: str) -> str:
+    """The text with control characters (but newline and tab) replaced by their code."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def size(nbytes: int) -> str:
+    """Bytes in decimal units: `1.2 MB`."""
+    value = float(nbytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def count(number: int) -> str:
+    """A count in short: `1.2 M`."""
+    value = float(number)
+    for unit in ("", " k", " M"):
+        if value < 1000:
+            return f"{value:.0f}" if not unit else f"{value:.1f}{unit}"
+        value /= 1000
+    return f"{value:.1f} G"
+
+
+def print_findings(console: Console, findings: Iterable[Diagnostic]) -> None:
+    """Findings, those of one code counted after the first few."""
+    by_code: dict[str, list[Diagnostic]] = defaultdict(list)
+    for finding in findings:
+        by_code[finding.code].append(finding)
+    for code, found in by_code.items():
+        for finding in found[:MOST]:
+            console.print(Text(visible(finding.render()), style=_STYLES[finding.severity]))
+        if len(found) > MOST:
+            console.print(Text(f"… and {len(found) - MOST} more of [{code}]", style="dim"))
+
+
+# --- plan ------------------------------------------------------------------------------------
+
+
+def print_plan(console: Console, plan: Plan, *, every: bool = False) -> None:
+    """A plan in one screen; with `every`, each module."""
+    totals = plan.totals
+    head = Text(plan.name, style="bold")
+    head.append(f"  {plan.source}", style="default")
+    head.append(f"  {plan.architecture or 'no architecture asked'}", style="cyan")
+    console.print(head)
+    console.print(
+        f"{totals.tensors} tensors, {totals.loaded} loaded, {size(totals.nbytes)}", style="dim"
+    )
+    console.print(Padding(_scheme_table(plan), (1, 0, 1, 2)))
+    if every:
+        console.print(Padding(_module_table(plan), (0, 0, 1, 2)))
+    bits = totals.bits_per_weight
+    line = [f"bits per weight {bits:.2f}"] if bits is not None else []
+    line += [f"{name} {number}" for name, number in totals.grades.items()]
+    line += [
+        f"conflicts {len(plan.conflicts)}",
+        f"stale {len(plan.stale)}",
+        f"unmatched {len(plan.unmatched)}",
+    ]
+    console.print("  " + " · ".join(line))
+    console.print(Text("  whom to believe: " + " > ".join(plan.precedence), style="dim"))
+    if plan.unloaded:
+        console.print(Text(f"  not loaded: {_families(plan.unloaded)}", style="dim"))
+    shown = (*plan.notes, *plan.conflicts, *plan.unmatched)
+    print_findings(console, (each for each in shown if each.severity != "error"))
+    if plan.stale:
+        console.print(Text(_stale_line(plan), style="dim"))
+
+
+def _scheme_table(plan: Plan) -> Table:
+    rows: dict[tuple[str, str], list[PlannedModule]] = defaultdict(list)
+    for module in plan.modules.values():
+        verdict = module.verdict
+        name = str(verdict.scheme) if verdict.scheme else "dense"
+        if verdict.open:
+            name = "undecided"
+        if verdict.problem:
+            name = "contradiction"
+        rows[(name, verdict.source)].append(module)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("scheme")
+    for title in ("modules", "weights", "size"):
+        table.add_column(title, justify="right")
+    table.add_column("decided by")
+    table.add_column("for example")
+    for (name, source), modules in sorted(rows.items(), key=lambda row: -len(row[1])):
+        weights = sum(module.weights for module in modules)
+        table.add_row(
+            Text(name, style="bold red" if name == "contradiction" else "bold"),
+            str(len(modules)),
+            count(weights) if weights else "–",
+            size(sum(module.nbytes for module in modules)),
+            Text(source),
+            Text(visible(modules[0].path), style="dim"),
+        )
+    return table
+
+
+def _module_table(plan: Plan) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("module", "kind", "scheme", "grade", "decided by"):
+        table.add_column(title, no_wrap=True)
+    for module in plan.modules.values():
+        table.add_row(
+            Text(visible(module.path)),
+            module.kind,
+            str(module.scheme or "dense"),
+            module.grade,
+            Text(f"{module.verdict.source} {module.verdict.origin or ''}", style="dim"),
+        )
+    return table
+
+
+def _families(names: Iterable[str]) -> str:
+    families: dict[str, int] = defaultdict(int)
+    for name in names:
+        families[".".join(name.split(".")[:2])] += 1
+    shown = [f"{visible(family)}.* ({number})" for family, number in families.items()]
+    return ", ".join(shown[:6]) + (" …" if len(shown) > 6 else "")
+
+
+def _stale_line(plan: Plan) -> str:
+    sources = sorted({finding.message.partition(" ")[0] for finding in plan.stale})
+    return (
+        f"  {len(plan.stale)} stale claims of {', '.join(sources)}: the tensors contradict them "
+        f"and they lost, e.g. {visible(plan.stale[0].module)}"
+    )
+
+
+# --- explain ---------------------------------------------------------------------------------
+
+
+def print_explanation(console: Console, told: Explanation) -> None:
+    """One module: the verdict, every claim and its fate, the arithmetic, the tensors."""
+    module = told.module
+    title = Text(visible(told.path), style="bold")
+    if module is not None:
+        title.append(f"  {module.kind}", style="cyan")
+    console.print(title)
+    if module is not None:
+        _print_verdict(console, module)
+        _print_claims(console, module)
+        _section(console, "arithmetic", arithmetic(module.verdict.evidence))
+    lines = [
+        f"{parameter.name.rpartition('.')[2]} <- {_tensors(parameter.tensors)}"
+        + (f"  ({', '.join(parameter.operations)})" if parameter.operations else "")
+        for parameter in told.parameters
+    ] or list(module.tensors if module else ())
+    _section(console, "tensors", lines)
+    if any(finding.severity == "error" for finding in told.findings):
+        console.print()
+        print_findings(console, told.findings)
+
+
+def _tensors(names: tuple[str, ...]) -> str:
+    if len(names) == 1:
+        return names[0]
+    return f"{names[0]} … {names[-1]} ({len(names)} tensors)"
+
+
+def _print_verdict(console: Console, module: PlannedModule) -> None:
+    verdict = module.verdict
+    if verdict.problem is not None:
+        line = Text("  cannot be decided: the winning claim contradicts the tensors", "bold red")
+    elif verdict.open:
+        line = Text("  undecided: " + " or ".join(str(each) for each in verdict.open), "yellow")
+    else:
+        line = Text(f"  {verdict.scheme or 'dense'}", "bold green")
+        place = f" at {verdict.origin}" if verdict.origin else ", from the tensors' arithmetic"
+        line.append(f"   decided by {verdict.source}{visible(place)}", "default")
+        line.append(f"   grade: {module.grade}", "dim")
+    console.print(line)
+
+
+def _print_claims(console: Console, module: PlannedModule) -> None:
+    console.print(Text("\n  claims", style="dim"))
+    if not module.verdict.judged:
+        console.print("    nobody claims anything", style="dim")
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for judged in module.verdict.judged:
+        claim = judged.claim
+        why = "; ".join(part for part in (judged.reason, claim.note) if part)
+        table.add_row(
+            Text(judged.fate.value, style=_FATES.get(judged.fate, "dim")),
+            Text(claim.source),
+            Text(str(claim), style="bold"),
+            Text(visible(f"{claim.origin}"), style="dim"),
+            Text(visible(why)),
+        )
+    console.print(Padding(table, (0, 0, 0, 4)))
+
+
+def _section(console: Console, title: str, lines: Iterable[str]) -> None:
+    console.print(Text(f"\n  {title}", style="dim"))
+    for line in lines:
+        console.print(Text(f"    {visible(line)}"), soft_wrap=True)
+
+
+# --- run -------------------------------------------------------------------------------------
+
+
+def print_run(console: Console, record: RunRecord) -> None:
+    """A run's outcome: a row for each task."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("task", "type", "status", "metrics"):
+        table.add_column(title)
+    table.add_column("seconds", justify="right")
+    for task in record.tasks:
+        metrics = ", ".join(f"{name} {_number(value)}" for name, value in task.metrics.items())
+        style = "green" if task.status == "done" else "red"
+        table.add_row(
+            task.id, task.type, Text(task.status, style=style), metrics, f"{task.seconds:.2f}"
+        )
+    if record.tasks:
+        console.print()
+        console.print(table)
+    else:
+        console.print("the spec has no tasks: the model was loaded, and that is all")
+    numerics = record.numerics
+    console.print(
+        Text(
+            f"loaded in {record.load_seconds:.2f} s, {numerics.get('dtype')} on "
+            f"{numerics.get('device')}, peak {size(record.peak_memory_bytes)}",
+            style="dim",
+        )
+    )
+    console.print(Text(f"record: {record.folder}", style="dim"), soft_wrap=True)
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+class ConsoleReporter(Reporter):
+    """Shows progress on a terminal, and generated text as it comes.
+
+    Args:
+        out: Where generated text goes, None for nowhere.
+        err: Where bars and messages go.
+        progress: Whether to draw bars.
+        quiet: Whether to keep messages back.
+    """
+
+    def __init__(
+        self, out: Console | None, err: Console, *, progress: bool = True, quiet: bool = False
+    ) -> None:
+        self._out = out
+        self._err = err
+        self._progress = progress and err.is_terminal
+        self._quiet = quiet
+
+    def text(self, piece: str) -> None:
+        """Print a piece of generated text at once."""
+        if self._out is not None and piece:
+            self._out.file.write(visible(piece))
+            self._out.file.flush()
+
+    def message(self, text: str) -> None:
+        """Print a line for people."""
+        if not self._quiet:
+            self._err.print(Text(visible(text), style="dim"), soft_wrap=True)
+
+    @contextmanager
+    def bar(self, label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        """A bar that vanishes when done; nothing where no person watches."""
+        if not self._progress:
+            yield lambda done: None
+            return
+        with Progress(*_columns(unit), console=self._err, transient=True) as bars:
+            task = bars.add_task(label, total=total)
+            yield lambda done: bars.update(task, completed=done)
+
+
+def _columns(unit: str) -> list[ProgressColumn]:
+    amount: Any = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+    return [TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn()]

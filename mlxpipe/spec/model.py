@@ -1,0 +1,281 @@
+"""The spec as frozen values.
+
+The order of the fields is the order in which `mlxpipe show` prints them, and their descriptions
+are the documentation that an editor shows.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Strict,
+    Tag,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from mlxpipe.errors import did_you_mean
+from mlxpipe.spec.problems import Problem, either, refusal
+from mlxpipe.spec.tasks import Task, Tasks, name_tasks
+from mlxpipe.spec.values import (
+    Globs,
+    HubName,
+    Identifier,
+    ModulePattern,
+    Name,
+    PathText,
+    Regex,
+    Section,
+    Seed,
+    Text,
+    Texts,
+    Words,
+    check_replacement,
+    only,
+)
+
+# Claims of these sources need no declaration; the order is the default precedence.
+BUILT_IN_SOURCES = ("spec", "config", "metadata", "sidecar", "shapes")
+
+Reaction = Literal["error", "warn", "ignore"]
+Mode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
+
+
+class Source(Section):
+    """Where the checkpoint comes from: exactly one of path, hub and ollama."""
+
+    exactly_one: ClassVar = (("path",), ("hub",), ("ollama",))
+    belongs_to: ClassVar = {"revision": "hub", "store": "ollama"}
+
+    path: PathText | None = Field(None, description="A directory, relative to the spec.")
+    hub: HubName | None = Field(None, description="A repository on the Hugging Face Hub.")
+    revision: Text | None = Field(None, description="A commit, branch or tag of the repository.")
+    ollama: (
+        Annotated[
+            str,
+            Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$"),
+            Words("an Ollama model as name or name:tag"),
+        ]
+        | None
+    ) = Field(None, description="A model in an Ollama store, as name or name:tag.")
+    store: PathText | None = Field(
+        None, description="The Ollama store; default: $OLLAMA_MODELS, else ~/.ollama/models."
+    )
+
+    @property
+    def kind(self) -> Literal["path", "hub", "ollama"]:
+        """Which of the three it is."""
+        if self.path is not None:
+            return "path"
+        return "hub" if self.hub is not None else "ollama"
+
+
+class RenameRule(Section):
+    """A renaming by regular expression, of tensors and override keys alike."""
+
+    match: Regex = Field(description="A regular expression, searched in the name.")
+    replace: str = Field(description=r"The replacement; \1 is the first group.")
+
+    @field_validator("replace")
+    @classmethod
+    def _check_replace(cls, replace: str, info: ValidationInfo) -> str:
+        if "match" in info.data:
+            check_replacement(info.data["match"], replace)
+        return replace
+
+
+def _auto_or_list(value: object) -> str:
+    return "list" if isinstance(value, (list, tuple)) else "auto"
+
+
+class Naming(Section):
+    """How the checkpoint names its tensors."""
+
+    conventions: Annotated[
+        Annotated[Literal["auto"], Tag("auto")] | Annotated[Texts, Tag("list")],
+        Discriminator(_auto_or_list),
+        Words("auto, or a list of conventions"),
+    ] = Field("auto", description="Producers' conventions, in order; auto: as the names show.")
+    rules: Annotated[tuple[RenameRule, ...], Strict(False), Words("a list of rules")] = Field(
+        (), description="Renamings after the conventions, in order."
+    )
+    drop: Globs = Field((), description="Globs of tensors that no module wants, and that is fine.")
+
+
+class FileSource(Section):
+    """A file of quantisation claims."""
+
+    type: Literal["file"] = Field(description="The kind of source.")
+    path: PathText = Field(description="A JSON or YAML file, relative to the spec.")
+
+
+class Override(Section):
+    """A claim of the source `spec`: a scheme for the matching modules, or that they are dense."""
+
+    exactly_one: ClassVar = (("mode", "bits", "group_size"), ("dense",))
+
+    match: ModulePattern = Field(
+        description="A glob over dotted module paths, or `re:` and a regular expression."
+    )
+    mode: Mode | None = Field(
+        None, description="The quantisation mode; affine where only bits or group_size are given."
+    )
+    bits: Annotated[int, Field(ge=1, le=8)] | None = Field(
+        None, description="Bits per weight; default: the mode's."
+    )
+    group_size: Annotated[int, Field(ge=1, le=65536)] | None = Field(
+        None, description="Weights per scale; default: the mode's."
+    )
+    dense: Annotated[Literal[True], only(bool)] | None = Field(
+        None, description="The modules are not quantised."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _affine_by_default(cls, data: Any) -> Any:
+        """MLX's rule: a record without a mode is affine; it never inherits one."""
+        if not isinstance(data, dict) or data.get("mode") is not None or "dense" in data:
+            return data
+        if data.get("bits") is None and data.get("group_size") is None:
+            return data
+        return {**data, "mode": "affine"}
+
+
+def _check_source_name(name: str) -> str:
+    if name in BUILT_IN_SOURCES:
+        message = f"{name!r} is the name of a built-in source"
+        advice = "choose another name; the built-in sources need no declaration"
+        raise refusal(Problem("reserved-name", message, help=advice))
+    return name
+
+
+SourceName = Annotated[Identifier, AfterValidator(_check_source_name)]
+
+
+def _split_precedence(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return tuple(name.strip() for name in value.split(">"))
+
+
+def split_offsets(text: str) -> list[tuple[int, int]]:
+    """Offset and length of each name in a precedence written as one text."""
+    parts, start = [], 0
+    for part in text.split(">"):
+        name = part.strip()
+        indent = len(part) - len(part.lstrip()) if name else 0
+        parts.append((start + indent, max(1, len(name))))
+        start += len(part) + 1
+    return parts
+
+
+class Quantization(Section):
+    """Who says how tensors are quantised, and whom to believe."""
+
+    sources: dict[SourceName, FileSource] = Field(
+        default_factory=dict, description="Further sources of claims, by name."
+    )
+    overrides: Annotated[tuple[Override, ...], Strict(False), Words("a list of overrides")] = Field(
+        (), description="The claims of the source `spec`; a later rule wins."
+    )
+    precedence: Annotated[
+        tuple[str, ...],
+        Strict(False),
+        Field(max_length=256),
+        BeforeValidator(_split_precedence),
+        Words("names of sources, as 'a > b > c' or as a list"),
+        WithJsonSchema(
+            {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+        ),
+    ] = Field(
+        default_factory=tuple,
+        validate_default=True,
+        description=(
+            "Sources, the most trusted first, as 'a > b > c' or as a list. Those left out follow "
+            "in default order: spec, the declared ones, config, metadata, sidecar, shapes."
+        ),
+    )
+    on_conflict: Reaction = Field("warn", description="When feasible claims of two sources differ.")
+    on_unmatched: Reaction = Field("error", description="When an override matches no module.")
+    allow_unmatched: Globs = Field(
+        (), description="Globs of override patterns that need not match."
+    )
+
+    @field_validator("precedence")
+    @classmethod
+    def _complete_precedence(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if "sources" not in info.data:
+            return names
+        default = ("spec", *info.data["sources"], *BUILT_IN_SOURCES[1:])
+        if problems := _precedence_problems(names, default):
+            raise refusal(*problems)
+        return names + tuple(name for name in default if name not in names)
+
+
+def _precedence_problems(names: tuple[str, ...], known: tuple[str, ...]) -> list[Problem]:
+    """Unknown and repeated names, each with its offset in the text ' > '.join(names)."""
+    problems = []
+    for index, name in enumerate(names):
+        if name not in known:
+            label = did_you_mean(name, known)
+            message = f"unknown source {name!r}" if name else "a name is missing here"
+            expected = either(list(known))
+            problems.append(
+                Problem("unknown-value", message, (index,), label=label, expected=expected)
+            )
+        elif names.index(name) < index:
+            message = f"the source {name!r} stands here twice"
+            problems.append(Problem("duplicate-value", message, (index,)))
+    return problems
+
+
+class Model(Section):
+    """How the model computes."""
+
+    dtype: Literal["auto", "checkpoint", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Activations; auto: the checkpoint's on a GPU, float32 on a CPU.",
+    )
+    device: Literal["auto", "cpu", "gpu"] = Field("auto", description="Where it computes.")
+
+
+class Run(Section):
+    """What holds for all tasks of a run."""
+
+    seed: Seed = Field(0, description="Seeds every task that names no seed of its own.")
+
+
+class Outputs(Section):
+    """Where results go."""
+
+    dir: PathText = Field("runs", description="A directory, relative to the spec.")
+
+
+class Spec(Section):
+    """A model, how it is quantised, whom to believe, and what to do with it."""
+
+    version: Annotated[Literal[1], only(int)] = Field(description="The format's version: 1.")
+    name: Name | None = Field(
+        None, description="Names the run's directory; default: the file's stem."
+    )
+    source: Source = Field(description="Where the checkpoint comes from.")
+    naming: Naming = Field(default_factory=Naming, description="How tensors are named.")
+    quantization: Quantization = Field(
+        default_factory=Quantization, description="Who says how tensors are quantised."
+    )
+    model: Model = Field(default_factory=Model, description="How the model computes.")
+    run: Run = Field(default_factory=Run, description="What holds for all tasks.")
+    tasks: Tasks = Field((), description="What to do with the model, in order.")
+    outputs: Outputs = Field(default_factory=Outputs, description="Where results go.")
+
+    @field_validator("tasks")
+    @classmethod
+    def _name_tasks(cls, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+        return name_tasks(tasks)

@@ -1,0 +1,148 @@
+"""The tasks a spec can ask for: one model each, told apart by `type`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, Strict, model_validator
+
+from mlxpipe.spec.problems import Problem, refusal
+from mlxpipe.spec.values import (
+    Count,
+    CountOrZero,
+    Name,
+    OneOrMoreTexts,
+    PathText,
+    Section,
+    Seed,
+    Text,
+    Texts,
+    Words,
+    only,
+)
+
+
+class _Task(Section):
+    """What every task has."""
+
+    # "" only until the spec that holds the task has named it.
+    id: Name = Field(
+        default_factory=str,
+        description="What to call the task; default: its type, with -2, -3, ... for repeats.",
+    )
+
+
+class GenerateTask(_Task):
+    """Completes prompts."""
+
+    exactly_one: ClassVar = (("prompt",), ("prompt_file",))
+
+    type: Literal["generate"]
+    prompt: OneOrMoreTexts | None = Field(None, description="A prompt, or a list of prompts.")
+    prompt_file: PathText | None = Field(
+        None,
+        description="A text file with one prompt per line, or .jsonl objects with `prompt`.",
+    )
+    chat: Annotated[Literal["auto", True, False], only(str, bool)] = Field(
+        "auto",
+        description="Apply the tokenizer's chat template; auto: if it has one.",
+    )
+    system: Text | None = Field(None, description="A system message, for the chat template.")
+    max_tokens: Count = Field(128, description="Tokens to generate per prompt, at most.")
+    temperature: float = Field(0.0, ge=0, description="0 is greedy.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling; 1 is off.")
+    top_k: CountOrZero = Field(0, description="Sample from the k likeliest tokens; 0 is off.")
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="Least probability, relative to the likeliest token's."
+    )
+    repetition_penalty: float | None = Field(None, gt=0, description="1 is off.")
+    repetition_context: CountOrZero = Field(
+        20, description="How many recent tokens the repetition penalty looks at."
+    )
+    seed: Seed | None = Field(None, description="Default: run.seed.")
+    stop: Texts = Field((), description="Texts that end a completion.")
+
+    @model_validator(mode="after")
+    def _check_system(self) -> GenerateTask:
+        if self.system is not None and self.chat is False:
+            message = "'system' needs the chat template, and 'chat' is false"
+            raise refusal(Problem("exclusive-keys", message, ("system",), key=True))
+        return self
+
+
+class LogitsTask(_Task):
+    """Writes the logits of one sequence of tokens."""
+
+    exactly_one: ClassVar = (("tokens",), ("prompt",))
+
+    type: Literal["logits"]
+    tokens: (
+        Annotated[
+            tuple[CountOrZero, ...],
+            Strict(False),
+            Field(min_length=1),
+            Words("a list of token ids"),
+        ]
+        | None
+    ) = Field(None, description="Token ids, used as they are.")
+    prompt: Text | None = Field(None, description="A text to tokenise.")
+
+
+class PerplexityTask(_Task):
+    """Measures the perplexity of a text."""
+
+    type: Literal["perplexity"]
+    data: PathText = Field(description="A text file, or .jsonl objects with `text`.")
+    context: Annotated[int, Field(ge=2, le=2**31 - 1)] = Field(
+        2048, description="Length of a window, in tokens."
+    )
+    stride: Count | None = Field(
+        None, description="Tokens from one window to the next; default: context."
+    )
+    windows: Count | None = Field(None, description="Windows to read, at most; default: all.")
+    bos: bool | None = Field(
+        None, description="Begin each window with the BOS token; default: as the tokenizer does."
+    )
+
+    @model_validator(mode="after")
+    def _check_stride(self) -> PerplexityTask:
+        if self.stride is not None and self.stride > self.context:
+            expected = f"at most {self.context}, the context"
+            message = "a stride beyond the context would skip tokens"
+            found = str(self.stride)
+            raise refusal(
+                Problem("out-of-range", message, ("stride",), found=found, expected=expected)
+            )
+        return self
+
+
+Task = GenerateTask | LogitsTask | PerplexityTask
+Tasks = Annotated[
+    tuple[Annotated[Task, Field(discriminator="type")], ...],
+    Strict(False),
+    Words("a list of tasks"),
+]
+TASK_TYPES = ("generate", "logits", "perplexity")
+
+
+def name_tasks(tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+    """Gives every task an id of its own.
+
+    Ids name files, and some file systems ignore case: so does the comparison.
+    """
+    taken: dict[str, int] = {}
+    for index, task in enumerate(tasks):
+        if task.id and taken.setdefault(task.id.casefold(), index) != index:
+            message = f"two tasks have the id {task.id!r}"
+            raise refusal(Problem("duplicate-id", message, (index, "id")))
+    return tuple(task if task.id else _with_default_id(task, taken) for task in tasks)
+
+
+def _with_default_id(task: Any, taken: dict[str, int]) -> Task:
+    name, count = task.type, 1
+    while name in taken:
+        count += 1
+        name = f"{task.type}-{count}"
+    taken[name] = -1
+    named: Task = task.model_copy(update={"id": name})
+    return named

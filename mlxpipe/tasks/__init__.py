@@ -1,0 +1,23 @@
+"""What can be done with a model: one module for each type of task."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from mlxpipe.tasks.base import Context, Outcome, Reporter, Runner
+
+#: Type of a task -> the module whose `run` does it.
+MODULES = {
+    "generate": "mlxpipe.tasks.generate",
+    "logits": "mlxpipe.tasks.logits",
+    "perplexity": "mlxpipe.tasks.perplexity",
+}
+
+
+def runner(kind: str) -> Runner:
+    """The function that does tasks of a type."""
+    function: Runner = import_module(MODULES[kind]).run
+    return function
+
+
+__all__ = ["MODULES", "Context", "Outcome", "Reporter", "Runner", "runner"]

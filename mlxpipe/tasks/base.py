@@ -1,0 +1,80 @@
+"""What a task is given and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from mlxpipe.errors import Origin
+from mlxpipe.spec import LoadedSpec
+
+
+class Reporter:
+    """Told what happens while it happens; this one keeps silent."""
+
+    def text(self, piece: str) -> None:
+        """A piece of generated text."""
+
+    @contextmanager
+    def bar(self, label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        """A progress bar; call what it yields with the amount done so far."""
+        yield lambda done: None
+
+    def message(self, text: str) -> None:
+        """A line for people."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every task of a run shares.
+
+    Attributes:
+        loaded: The spec.
+        model: The model, in evaluation mode.
+        make_tokenizer: Loads the tokenizer when first asked for.
+        reporter: Told of progress.
+    """
+
+    loaded: LoadedSpec
+    model: Any
+    make_tokenizer: Callable[[], Any]
+    reporter: Reporter = field(default_factory=Reporter)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer, loaded once."""
+        return self.make_tokenizer()
+
+    def origin(self, number: int, key: str) -> Origin:
+        """Where the spec says `key` of task `number`."""
+        return self.loaded.origin("tasks", number, key)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a task found.
+
+    Attributes:
+        metrics: Name -> number, as contracted for the task's type.
+        outputs: Name -> file in the task's directory.
+    """
+
+    metrics: Mapping[str, float | int] = field(default_factory=dict)
+    outputs: Mapping[str, Path] = field(default_factory=dict)
+
+
+class Runner(Protocol):
+    """A task's one function."""
+
+    def __call__(self, context: Context, number: int, folder: Path) -> Outcome:
+        """Do task `number` of the spec.
+
+        Args:
+            context: The model and all that is shared.
+            number: Index into the spec's tasks.
+            folder: An empty directory for the task's outputs.
+        """

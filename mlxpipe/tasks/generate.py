@@ -1,0 +1,143 @@
+"""Completions of prompts, as JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlxpipe.architecture.mlxlm import submodule
+from mlxpipe.errors import UsageError
+from mlxpipe.spec import GenerateTask
+from mlxpipe.tasks.base import Context, Outcome
+from mlxpipe.tasks.texts import read_prompts
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One line of the output.
+
+    Attributes:
+        prompt: The prompt as the spec has it, before any chat template.
+        text: What was generated.
+        tokens: Its ids, the end-of-sequence token excluded.
+        finish_reason: `stop` or `length`.
+    """
+
+    prompt: str
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: str
+
+
+def run(context: Context, number: int, folder: Path) -> Outcome:
+    """Write one JSON line per prompt: prompt, text, tokens, finish_reason."""
+    task = context.loaded.spec.tasks[number]
+    assert isinstance(task, GenerateTask)
+    path = folder / "completions.jsonl"
+    read = generated = 0
+    with path.open("w", encoding="utf-8") as lines:
+        for prompt in _prompts(context, task, number):
+            ids = _encode(context, task, prompt, number)
+            # Each prompt starts from the seed, so its completion does not hang on the others.
+            mx.random.seed(_seed(context, task))
+            completion = complete(context, task, prompt, ids)
+            lines.write(json.dumps(asdict(completion), ensure_ascii=False) + "\n")
+            lines.flush()
+            read += len(ids)
+            generated += len(completion.tokens)
+    metrics = {"prompt_tokens": read, "generated_tokens": generated}
+    return Outcome(metrics, {"completions": path})
+
+
+def _seed(context: Context, task: GenerateTask) -> int:
+    return context.loaded.spec.run.seed if task.seed is None else task.seed
+
+
+def _prompts(context: Context, task: GenerateTask, number: int) -> Sequence[str]:
+    if task.prompt_file is not None:
+        path = context.loaded.resolve(task.prompt_file)
+        return read_prompts(path, context.origin(number, "prompt_file"))
+    assert task.prompt is not None
+    return (task.prompt,) if isinstance(task.prompt, str) else task.prompt
+
+
+def _encode(context: Context, task: GenerateTask, prompt: str, number: int) -> list[int]:
+    tokenizer = context.tokenizer
+    has_template = bool(tokenizer.has_chat_template)
+    if task.chat is True and not has_template:
+        raise UsageError(
+            "no-chat-template",
+            "the tokenizer has no chat template",
+            origin=context.origin(number, "chat"),
+            help="leave `chat` out, or set it to false",
+        )
+    if task.chat is False or not has_template:
+        if task.system is not None:
+            raise UsageError(
+                "no-chat-template",
+                "a system message needs a chat template, and the tokenizer has none",
+                origin=context.origin(number, "system"),
+            )
+        return _raw(tokenizer, prompt)
+    messages = [{"role": "user", "content": prompt}]
+    if task.system is not None:
+        messages.insert(0, {"role": "system", "content": task.system})
+    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+
+
+def _raw(tokenizer: Any, prompt: str) -> list[int]:
+    # As mlx-lm does: a prompt that brings the BOS token gets no second one.
+    special = tokenizer.bos_token is None or not prompt.startswith(tokenizer.bos_token)
+    return list(tokenizer.encode(prompt, add_special_tokens=special))
+
+
+def complete(context: Context, task: GenerateTask, prompt: str, ids: list[int]) -> Completion:
+    """Generate after `ids` until an end token, a stop text or `max_tokens`."""
+    text = ""
+    tokens: list[int] = []
+    reason = "length"
+    for response in _stream(context, task, ids):
+        ended = response.finish_reason == "stop"
+        if not ended:
+            tokens.append(response.token)
+        before, (text, stopped) = text, _until_stop(text, response.text, task.stop)
+        context.reporter.text(text[len(before) :])
+        if ended or stopped:
+            reason = "stop"
+            break
+    context.reporter.text("\n")
+    return Completion(prompt, text, tuple(tokens), reason)
+
+
+def _until_stop(before: str, piece: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """The text so far, cut before the earliest stop text, and whether there is one."""
+    whole = before + piece
+    # A stop text may have begun before this piece, but not ended there.
+    found = [at for stop in stops if (at := whole.find(stop, max(0, len(before) - len(stop)))) >= 0]
+    return (whole[: min(found)], True) if found else (whole, False)
+
+
+def _stream(context: Context, task: GenerateTask, ids: list[int]) -> Iterator[Any]:
+    sampling = submodule("sample_utils")
+    generation = submodule("generate")
+    sampler: Callable[..., Any] = sampling.make_sampler(
+        temp=task.temperature, top_p=task.top_p, top_k=task.top_k, min_p=task.min_p
+    )
+    processors = sampling.make_logits_processors(
+        repetition_penalty=task.repetition_penalty,
+        repetition_context_size=task.repetition_context,
+    )
+    stream: Iterator[Any] = generation.stream_generate(
+        context.model,
+        context.tokenizer,
+        ids,
+        max_tokens=task.max_tokens,
+        sampler=sampler,
+        logits_processors=processors,
+    )
+    return stream
