@@ -89,9 +89,9 @@ def load(
     from mlxpipe.graph.build import build_model
     from mlxpipe.graph.numerics import choose, use
 
-    numerics = choose(loaded)
+    numerics = choose(loaded, plan)
     use(numerics)
-    model = build_model(plan, checkpoint, numerics.mlx_dtype, progress)
+    model = build_model(plan, checkpoint, numerics, progress)
     if not tokenizer:
         return model, None
     from mlxpipe.architecture.tokenizer import load_tokenizer

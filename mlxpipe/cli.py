@@ -16,6 +16,11 @@ from importlib import import_module
 from mlxpipe._version import __version__
 from mlxpipe.errors import ExitCode, MlxpipeError
 
+UNEXPECTED = """\
+error[unexpected]: {kind}: {error}
+  = help: this is a bug of mlxpipe; please report it with the output of the same command and --debug\
+"""
+
 SPEC_HELP = "a spec (YAML), or a checkpoint directory"
 
 
@@ -175,10 +180,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(error, file=sys.stderr)
         return int(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return int(ExitCode.INTERRUPTED)
     except BrokenPipeError:
         # The reader went away (`| head`): end as other tools do, without a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except Exception as error:
+        if options.debug:
+            raise
+        print(UNEXPECTED.format(kind=type(error).__name__, error=error), file=sys.stderr)
+        return int(ExitCode.EXECUTION)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return int(ExitCode.INTERRUPTED)

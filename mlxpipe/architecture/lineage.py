@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxpipe.errors import PlanError
+from mlxpipe.errors import Origin, PlanError
 
 #: safetensors dtype -> what `mx.load` makes of it.
 DTYPES: Mapping[str, mx.Dtype] = {
@@ -89,6 +89,7 @@ def trace_sanitize(
         PlanError: `sanitize` fails on these names and shapes.
     """
     sanitize = getattr(model, "sanitize", None)
+    _require_readable(tensors)
     placeholders = {
         name: mx.zeros(shape, DTYPES[dtype]) for name, (dtype, shape) in tensors.items()
     }
@@ -105,6 +106,18 @@ def trace_sanitize(
         else Lineage((names[id(array)],), (), tensors[names[id(array)]][0], tuple(array.shape))
         for name, array in outputs.items()
     }
+
+
+def _require_readable(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+    for name, (dtype, _) in tensors.items():
+        if dtype not in DTYPES:
+            raise PlanError(
+                "unsupported-dtype",
+                f"MLX cannot read '{name}': it has no type {dtype}",
+                origin=Origin(name),
+                expected="one of " + ", ".join(DTYPES),
+                help="convert the tensor, or drop it with naming.drop if nothing wants it",
+            )
 
 
 def _call(sanitize: Callable[[dict[str, Any]], Any], weights: dict[str, Any]) -> dict[str, Any]:

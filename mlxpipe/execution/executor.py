@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlxpipe.checkpoint import Checkpoint
 from mlxpipe.checkpoint.source import open_source
@@ -16,6 +16,9 @@ from mlxpipe.plan.planner import plan_checkpoint
 from mlxpipe.execution.record import RunRecord, TaskRecord, begin
 from mlxpipe.spec import LoadedSpec
 from mlxpipe.tasks import Context, Reporter, runner
+
+if TYPE_CHECKING:
+    from mlxpipe.graph.numerics import Numerics
 
 
 class RunFailed(Exception):
@@ -57,12 +60,12 @@ def execute(loaded: LoadedSpec, reporter: Reporter | None = None) -> RunRecord:
     # Imported after the plan, so that a wrong spec is refused without loading MLX's layers.
     from mlxpipe.graph.numerics import choose, use
 
-    numerics = choose(loaded)
+    numerics = choose(loaded, plan)
     use(numerics)
     record = begin(loaded, plan, numerics.as_json())
     with _recorded(record):
         started = time.perf_counter()
-        model = _load(plan, checkpoint, numerics.mlx_dtype, reporter)
+        model = _load(plan, checkpoint, numerics, reporter)
         record.load_seconds = time.perf_counter() - started
         context = Context(loaded, model, lambda: _tokenizer(checkpoint), reporter)
         for number, task in enumerate(record.tasks):
@@ -70,11 +73,11 @@ def execute(loaded: LoadedSpec, reporter: Reporter | None = None) -> RunRecord:
     return record
 
 
-def _load(plan: Plan, checkpoint: Checkpoint, dtype: Any, reporter: Reporter) -> Any:
+def _load(plan: Plan, checkpoint: Checkpoint, numerics: Numerics, reporter: Reporter) -> Any:
     from mlxpipe.graph.build import build_model
 
     with reporter.bar("loading", plan.nbytes, "bytes") as advance:
-        return build_model(plan, checkpoint, dtype, lambda done, total: advance(done))
+        return build_model(plan, checkpoint, numerics, lambda done, total: advance(done))
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Any:

@@ -15,7 +15,8 @@ from mlx.utils import tree_flatten
 from mlxpipe.architecture.skeleton import Kind, Module, Skeleton, build_skeleton
 from mlxpipe.checkpoint import Checkpoint
 from mlxpipe.errors import ExecutionError
-from mlxpipe.graph.layers import PackedEmbedding, PackedExperts, PackedLinear
+from mlxpipe.graph.layers import PackedEmbedding, PackedExperts, PackedLinear, dequantise
+from mlxpipe.graph.numerics import Numerics
 from mlxpipe.naming.experts import OUTPUT_AXIS
 from mlxpipe.naming.groups import Group, Part
 from mlxpipe.plan.plan import Plan
@@ -30,6 +31,12 @@ OPEN_FILES = 128
 #: Bytes that are evaluated together while loading.
 PART_BYTES = 256 << 20
 
+#: Parameters of a packed layer.
+PACKED_LEAVES = ("weight", "scales", "biases", "bias", "multiplier")
+
+#: Kinds whose dense layer does what the packed one does.
+DENSE_FORMS = frozenset({Kind.LINEAR, Kind.EMBEDDING, Kind.EXPERTS})
+
 #: Called with (bytes loaded, bytes in all).
 Progress = Callable[[int, int], None]
 
@@ -37,7 +44,7 @@ Progress = Callable[[int, int], None]
 def build_model(
     plan: Plan,
     checkpoint: Checkpoint,
-    dtype: mx.Dtype | None = None,
+    numerics: Numerics,
     progress: Progress | None = None,
 ) -> Any:
     """The model that a plan describes, its weights in memory.
@@ -45,7 +52,7 @@ def build_model(
     Args:
         plan: A sound plan of this checkpoint.
         checkpoint: The open checkpoint.
-        dtype: Floating-point type of activations and dense weights; None: as stored.
+        numerics: Device, dtype and kernels; `graph.numerics.choose` makes them.
         progress: Told how many bytes are loaded.
 
     Returns:
@@ -56,6 +63,7 @@ def build_model(
         ExecutionError: a tensor cannot be read.
     """
     plan.require_sound()
+    dtype = numerics.mlx_dtype
     skeleton = build_skeleton(checkpoint.config.data)
     model = skeleton.model
     arrays = _canonical_arrays(plan.groups, checkpoint)
@@ -67,7 +75,7 @@ def build_model(
     }
     del outputs
     parameters = dict(_exact_multipliers(parameters, plan))
-    _replace_layers(skeleton, plan, parameters, dtype)
+    _replace_layers(skeleton, plan, parameters, numerics)
     model.load_weights(list(parameters.items()), strict=True)
     del parameters
     model.eval()
@@ -152,22 +160,32 @@ def _exact_multipliers(
 
 
 def _replace_layers(
-    skeleton: Skeleton,
-    plan: Plan,
-    parameters: Mapping[str, mx.array],
-    dtype: mx.Dtype | None,
+    skeleton: Skeleton, plan: Plan, parameters: dict[str, mx.array], numerics: Numerics
 ) -> None:
+    """Put packed layers into the model, or dense weights into `parameters`."""
     for path, planned in plan.modules.items():
         if planned.scheme is None:
             continue
-        prefix = f"{path}."
-        own = {
-            name.removeprefix(prefix): array
-            for leaf in ("weight", "scales", "biases", "bias", "multiplier")
-            if (array := parameters.get(name := prefix + leaf)) is not None
-        }
-        layer = _layer(skeleton, skeleton.modules[path], planned.scheme, own, dtype)
-        _put(skeleton.model, path, layer)
+        module = skeleton.modules[path]
+        names = [f"{path}.{leaf}" for leaf in PACKED_LEAVES if f"{path}.{leaf}" in parameters]
+        own = {name.rpartition(".")[2]: parameters[name] for name in names}
+        layer = _layer(skeleton, module, planned.scheme, own, numerics)
+        if numerics.dense and module.kind in DENSE_FORMS:
+            parameters.update(_densified(path, layer, numerics.mlx_dtype or mx.float32))
+            for name in names:
+                if name.rpartition(".")[2] not in ("weight", "bias"):
+                    del parameters[name]
+        else:
+            _put(skeleton.model, path, layer)
+
+
+def _densified(path: str, layer: Any, dtype: mx.Dtype) -> dict[str, mx.array]:
+    """A packed layer's dense weight, its multiplier included."""
+    weight = dequantise(layer, dtype)
+    factor = layer.get("multiplier")
+    if factor is not None:
+        weight = weight * factor.reshape(*factor.shape, *[1] * (weight.ndim - factor.ndim))
+    return {f"{path}.weight": weight.astype(dtype)}
 
 
 def _layer(
@@ -175,15 +193,16 @@ def _layer(
     module: Module,
     scheme: Scheme,
     arrays: dict[str, mx.array],
-    dtype: mx.Dtype | None,
+    numerics: Numerics,
 ) -> Any:
+    rows = numerics.dense_rows.get(scheme.mode)
     match module.kind:
         case Kind.LINEAR:
-            return PackedLinear(scheme, arrays)
+            return PackedLinear(scheme, arrays, rows)
         case Kind.EMBEDDING:
-            return PackedEmbedding(scheme, arrays, dtype)
+            return PackedEmbedding(scheme, arrays, rows, numerics.mlx_dtype)
         case Kind.EXPERTS:
-            return PackedExperts(scheme, arrays)
+            return PackedExperts(scheme, arrays, rows)
     return _own_form(_get(skeleton.model, module.path), module, scheme)
 
 

@@ -7,6 +7,8 @@ what it expects; built from tensors rather than by quantising random weights. Th
   the additive bias. Folding it into one-byte block scales would be lossy.
 * a dtype for what an embedding returns: MLX's one-byte modes would give bfloat16 whatever the
   activations are.
+* a choice of kernel: from `dense_rows` rows of input on, dequantising and multiplying is faster
+  than the quantised kernel on a CPU (`graph.numerics` holds the measured numbers).
 
 Shapes: weight U32 [o, i * bits / 32], scales and biases [o, i / group_size], bias [o]; experts have
 a leading E on each.
@@ -18,9 +20,11 @@ from typing import Any
 
 import mlx.core as mx
 from mlx import nn
-from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 
+from mlxpipe.architecture.mlxlm import submodule
 from mlxpipe.quant.modes import Scheme
+
+QuantizedSwitchLinear: Any = submodule("models.switch_layers").QuantizedSwitchLinear
 
 
 class PackedLinear(nn.QuantizedLinear):
@@ -29,11 +33,14 @@ class PackedLinear(nn.QuantizedLinear):
     Args:
         scheme: How the weight is packed.
         arrays: Parameter name -> array: weight, scales; biases, bias, multiplier where there are.
+        dense_rows: Rows of input from which the weight is dequantised first; None: never.
     """
 
-    def __init__(self, scheme: Scheme, arrays: dict[str, mx.array]) -> None:
+    def __init__(
+        self, scheme: Scheme, arrays: dict[str, mx.array], dense_rows: int | None = None
+    ) -> None:
         nn.Module.__init__(self)
-        _adopt(self, scheme, arrays)
+        _adopt(self, scheme, arrays, dense_rows)
 
     def __call__(self, x: mx.array) -> mx.array:
         """[..., i] -> [..., o]."""
@@ -47,14 +54,19 @@ class PackedEmbedding(nn.QuantizedEmbedding):
     Args:
         scheme: How the weight is packed.
         arrays: As for `PackedLinear`.
+        dense_rows: As for `PackedLinear`.
         dtype: What rows are returned in; None: MLX's choice.
     """
 
     def __init__(
-        self, scheme: Scheme, arrays: dict[str, mx.array], dtype: mx.Dtype | None = None
+        self,
+        scheme: Scheme,
+        arrays: dict[str, mx.array],
+        dense_rows: int | None = None,
+        dtype: mx.Dtype | None = None,
     ) -> None:
         nn.Module.__init__(self)
-        _adopt(self, scheme, arrays)
+        _adopt(self, scheme, arrays, dense_rows)
         self.num_embeddings = arrays["weight"].shape[0]
         self.dims = arrays["weight"].shape[-1] * 32 // scheme.bits
         self._dtype = dtype
@@ -84,26 +96,38 @@ class PackedExperts(QuantizedSwitchLinear):
     Args:
         scheme: How the weights are packed.
         arrays: As for `PackedLinear`, each with a leading axis of experts; multiplier [E].
+        dense_rows: Rows of input per expert from which the weights are dequantised first.
     """
 
-    def __init__(self, scheme: Scheme, arrays: dict[str, mx.array]) -> None:
+    def __init__(
+        self, scheme: Scheme, arrays: dict[str, mx.array], dense_rows: int | None = None
+    ) -> None:
         nn.Module.__init__(self)
-        _adopt(self, scheme, arrays)
+        _adopt(self, scheme, arrays, dense_rows)
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
         """[..., n, i] with indices [...] -> [..., n, o]."""
-        y = mx.gather_qmm(
-            x,
-            self["weight"],
-            self["scales"],
-            self.get("biases"),
-            rhs_indices=indices,
-            transpose=True,
-            group_size=self.group_size,
-            bits=self.bits,
-            mode=self.mode,
-            sorted_indices=sorted_indices,
-        )
+        rows_per_expert = indices.size * x.shape[-2] // self["weight"].shape[0]
+        if _many(self, rows_per_expert):
+            y = mx.gather_mm(
+                x,
+                dequantise(self, x.dtype).swapaxes(-1, -2),
+                rhs_indices=indices,
+                sorted_indices=sorted_indices,
+            )
+        else:
+            y = mx.gather_qmm(
+                x,
+                self["weight"],
+                self["scales"],
+                self.get("biases"),
+                rhs_indices=indices,
+                transpose=True,
+                group_size=self.group_size,
+                bits=self.bits,
+                mode=self.mode,
+                sorted_indices=sorted_indices,
+            )
         factor = self.get("multiplier")
         if factor is not None:
             y = y * factor[indices][..., None, None].astype(y.dtype)
@@ -112,14 +136,36 @@ class PackedExperts(QuantizedSwitchLinear):
         return y
 
 
-def _adopt(layer: Any, scheme: Scheme, arrays: dict[str, mx.array]) -> None:
+def _adopt(
+    layer: Any, scheme: Scheme, arrays: dict[str, mx.array], dense_rows: int | None
+) -> None:
     layer.group_size, layer.bits, layer.mode = scheme.group_size, scheme.bits, scheme.mode
+    layer._dense_rows = dense_rows
     for name, array in arrays.items():
         setattr(layer, name, array)
     layer.freeze()
 
 
+def dequantise(layer: Any, dtype: mx.Dtype) -> mx.array:
+    """The dense weight [..., o, i] of a packed layer, its multiplier left out."""
+    return mx.dequantize(
+        layer["weight"],
+        scales=layer["scales"],
+        biases=layer.get("biases"),
+        group_size=layer.group_size,
+        bits=layer.bits,
+        mode=layer.mode,
+        dtype=dtype,
+    )
+
+
+def _many(layer: Any, rows: int) -> bool:
+    return layer._dense_rows is not None and rows >= layer._dense_rows
+
+
 def _matmul(layer: Any, x: mx.array) -> mx.array:
+    if _many(layer, x.size // x.shape[-1]):
+        return _scaled(layer, x @ dequantise(layer, x.dtype).T)
     y = mx.quantized_matmul(
         x,
         layer["weight"],

@@ -1,30 +1,52 @@
-"""In which dtype and on which device a model computes."""
+"""On which device, in which dtype and with which kernels a model computes.
+
+None of it changes what a weight is; each choice changes rounding, speed or memory, so plans and
+records name them. The numbers below were measured with `tests/benchmarks/kernels.py`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import mlx.core as mx
 
+from mlxpipe import blas
 from mlxpipe.errors import ExecutionError
+from mlxpipe.plan.plan import Plan
 from mlxpipe.spec import LoadedSpec
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
+#: With a fast BLAS: rows of the input from which dequantising and multiplying beats MLX's
+#: quantised CPU kernel. It depends on the mode, because dequantising some modes is slow there.
+ROWS_FAST_BLAS: Mapping[str, int] = {"affine": 6, "mxfp4": 40, "mxfp8": 2, "nvfp4": 40}
+
+#: The same with the reference BLAS, whose products are no faster than the quantised kernel's,
+#: except where that one is slow.
+ROWS_SLOW_BLAS: Mapping[str, int] = {"mxfp8": 2}
+
+FLOAT32_BYTES = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
-    """The choice and its reason.
+    """The choices and their reasons.
 
     Attributes:
         device: `cpu` or `gpu`.
         dtype: A name in `DTYPES`, or `checkpoint`: as stored.
+        kernels: `packed` or `dense`.
+        blas: What multiplies dense matrices on a CPU, "" on a GPU.
         reason: Why, for people.
     """
 
     device: str
     dtype: str
+    kernels: str
+    blas: str
     reason: str
 
     @property
@@ -32,15 +54,31 @@ class Numerics:
         """What floating-point tensors are cast to, None for no cast."""
         return DTYPES.get(self.dtype)
 
+    @property
+    def dense(self) -> bool:
+        """Whether packed weights are dequantised once, when loaded."""
+        return self.kernels == "dense"
+
+    @property
+    def dense_rows(self) -> Mapping[str, int]:
+        """Mode -> rows from which a packed layer dequantises and multiplies; none: never."""
+        if self.device != "cpu" or self.dtype == "checkpoint":
+            return {}
+        return ROWS_FAST_BLAS if blas.status().fast else ROWS_SLOW_BLAS
+
     def as_json(self) -> dict[str, Any]:
-        """For records."""
-        return {"device": self.device, "dtype": self.dtype, "reason": self.reason}
+        """For plans and records."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        parts = [f"{self.dtype} on {self.device}", f"{self.kernels} weights"]
+        return ", ".join([*parts, self.blas] if self.blas else parts)
 
 
-def choose(loaded: LoadedSpec) -> Numerics:
-    """The numerics that a spec's `model` asks for, on this machine.
+def choose(loaded: LoadedSpec, plan: Plan) -> Numerics:
+    """What a spec's `model` asks for, on this machine.
 
-    `auto` is float32 on a CPU, because MLX's bfloat16 kernels there are slow and coarse, and the
+    `auto` is float32 on a CPU, because MLX's 16-bit kernels there are slow and coarse, and the
     checkpoint's own dtype on a GPU.
 
     Raises:
@@ -48,16 +86,36 @@ def choose(loaded: LoadedSpec) -> Numerics:
     """
     wanted = loaded.spec.model
     device = _device(wanted.device, loaded)
-    if wanted.dtype != "auto":
-        return Numerics(device, wanted.dtype, "as the spec says")
-    if device == "cpu":
-        return Numerics(device, "float32", "auto: MLX's 16-bit CPU kernels are slow and coarse")
-    return Numerics(device, "checkpoint", "auto: the checkpoint's own on a GPU")
+    dtype, why = wanted.dtype, "dtype as the spec says"
+    if dtype == "auto" and device == "cpu":
+        dtype, why = "float32", "16-bit kernels are slow and coarse on a CPU"
+    elif dtype == "auto":
+        dtype, why = "checkpoint", "the checkpoint's own dtype on a GPU"
+    kernels, reason = _kernels(wanted.kernels, device, dtype, plan)
+    used = blas.status().name if device == "cpu" else ""
+    return Numerics(device, dtype, kernels, used, f"{why}; {reason}")
+
+
+def _kernels(wanted: str, device: str, dtype: str, plan: Plan) -> tuple[str, str]:
+    if wanted != "auto":
+        return wanted, "kernels as the spec says"
+    if device != "cpu" or dtype != "float32":
+        return "packed", "MLX's packed kernels"
+    if not blas.status().fast:
+        return "packed", "without a fast BLAS dense products are slow"
+    needed = plan.totals.weights * FLOAT32_BYTES
+    if needed > memory_bytes() // 2:
+        return "packed", "dense weights would take more than half of the memory"
+    return "dense", "dense float32 weights fit and are faster with this BLAS"
+
+
+def memory_bytes() -> int:
+    """The machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _device(wanted: str, loaded: LoadedSpec) -> str:
-    has_gpu = mx.is_available(mx.gpu)
-    if wanted == "gpu" and not has_gpu:
+    if wanted == "gpu" and not mx.is_available(mx.gpu):
         raise ExecutionError(
             "no-gpu",
             "the spec asks for a GPU, and MLX sees none",

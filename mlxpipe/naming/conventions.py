@@ -43,6 +43,11 @@ class Convention:
     companions: Mapping[str, str]
     dtypes: frozenset[str]
 
+    @property
+    def scales(self) -> tuple[str, ...]:
+        """The leaves of its scales: without them nothing else is its companion."""
+        return tuple(leaf for leaf, role in self.companions.items() if role == "scales")
+
 
 #: Order matters: where two rows could claim a companion, the first one does.
 CONVENTIONS: tuple[Convention, ...] = (

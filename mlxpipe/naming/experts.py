@@ -104,7 +104,7 @@ def place_experts(groups: Mapping[str, Group], find: Find) -> dict[str, Group]:
     for path, group in groups.items():
         name = parse_expert(path) if group.packed else None
         if name is None:
-            placed[path] = group
+            _add(placed, group)
         elif name.index is None:
             _place(placed, group, find)
         else:
@@ -119,15 +119,24 @@ def place_experts(groups: Mapping[str, Group], find: Find) -> dict[str, Group]:
 
 def _place(placed: dict[str, Group], group: Group, find: Find) -> None:
     for part in split(group, targets(group.path, find)):
-        if part.path in placed:
-            raise PlanError(
-                "name-collision",
-                f"two groups of tensors feed '{part.path}'",
-                origin=Origin(part.parts["weight"].names[0]),
-                found=f"also '{placed[part.path].parts['weight'].names[0]}'",
-                help="drop one of them with naming.drop",
-            )
-        placed[part.path] = part
+        _add(placed, part)
+
+
+def _add(placed: dict[str, Group], group: Group) -> None:
+    earlier = placed.setdefault(group.path, group)
+    if earlier is not group:
+        raise PlanError(
+            "name-collision",
+            f"two groups of tensors feed '{group.path}'",
+            origin=Origin(_first_name(group)),
+            found=f"also '{_first_name(earlier)}'",
+            help="drop one of them with naming.drop",
+        )
+
+
+def _first_name(group: Group) -> str:
+    part = group.parts.get("weight") or next(iter(group.parts.values()))
+    return part.names[0]
 
 
 def stack(path: str, experts: Mapping[int, Group]) -> Group:

@@ -158,6 +158,9 @@ def _companion_home(
 ) -> _Home | None:
     stem, _, leaf = name.rpartition(".")
     for row, role in leaves.get(leaf, ()):
+        # Rows share leaves (`global_scale`, `bias`): the scales beside it tell whose it is.
+        if not any(f"{stem}.{scales}" in tensors for scales in row.scales):
+            continue
         for form in row.bases:
             base = form.format(stem)
             main = tensors.get(base)

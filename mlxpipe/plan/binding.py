@@ -22,6 +22,10 @@ COMPANION_LEAVES = {
 }
 
 
+#: The output projection, which a model with tied embeddings does not have.
+HEAD = "lm_head"
+
+
 @dataclass(frozen=True, slots=True)
 class Binding:
     """The outcome of matching names.
@@ -66,7 +70,7 @@ def bind(
         name = names.get(output)
         sources = tuple(dict.fromkeys(t for each in lineage.inputs for t in tensors[each]))
         if name is None:
-            orphan = _is_orphan(output, lineages, tensors)
+            orphan = _is_orphan(output, lineages, tensors, expected)
             (notes if orphan else problems).append(_unexpected(output, sources, expected, orphan))
             continue
         parameters[name] = Parameter(name, output, lineage.inputs, lineage.operations, sources)
@@ -97,13 +101,19 @@ def _align(
 
 
 def _is_orphan(
-    output: str, lineages: Mapping[str, Lineage], tensors: Mapping[str, tuple[str, ...]]
+    output: str,
+    lineages: Mapping[str, Lineage],
+    tensors: Mapping[str, tuple[str, ...]],
+    expected: Iterable[str],
 ) -> bool:
-    """A companion whose weight `sanitize` dropped: it goes too (a tied head's scales)."""
+    """A companion whose weight `sanitize` dropped, or of a head that is tied: it goes too."""
     path, _, leaf = output.rpartition(".")
     weight = f"{path}.weight"
-    inputs = {core(name) for name in tensors}
-    return leaf in COMPANION_LEAVES and weight not in lineages and core(weight) in inputs
+    if leaf not in COMPANION_LEAVES or weight in lineages:
+        return False
+    if core(path) == HEAD and all(core(name) != core(weight) for name in expected):
+        return True
+    return core(weight) in {core(name) for name in tensors}
 
 
 def _unexpected(
@@ -113,7 +123,7 @@ def _unexpected(
     if orphan:
         return Diagnostic(
             "left-over-companion",
-            f"'{output}' is left out, because the architecture drops the weight it belongs to",
+            f"'{output}' is left out, because the architecture has no use for its weight",
             origin=origin,
             severity="note",
         )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mlxpipe.errors import Diagnostic, nearest
 from mlxpipe.naming.experts import collapse_path, targets
-from mlxpipe.naming.names import PathIndex, Renaming, core, matches, strip_leaf
+from mlxpipe.naming.names import PathIndex, Renaming, matches, strip_leaf
 from mlxpipe.quant.claims import Claim, Reach
 
 
@@ -41,6 +41,10 @@ class Namespace:
     index: PathIndex
     renaming: Renaming
     others: Mapping[str, str]
+    _other_index: PathIndex = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_other_index", PathIndex(self.others))
 
     def meant(self, claim: Claim) -> tuple[str, ...]:
         """The modules that a claim's key means, () for none."""
@@ -58,7 +62,8 @@ class Namespace:
             hits: Iterable[str] = (path for path in self.others if matches(claim.pattern, path))
             return next((self.others[path] for path in hits), None)
         key = strip_leaf(self.renaming.key(strip_leaf(claim.pattern)))
-        return self.others.get(key) or self.others.get(core(key))
+        path = self._other_index.find(key)
+        return None if path is None else self.others[path]
 
 
 def match_claims(claims: Iterable[Claim], namespace: Namespace) -> Matched:

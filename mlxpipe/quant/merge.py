@@ -204,7 +204,16 @@ def _contradiction(
     path: str, judged: list[Judged], evidence: Evidence, reason: str
 ) -> Diagnostic:
     winner = judged[0].claim
-    fitting = next((each.claim for each in judged[1:] if each.reason == "fits the tensors"), None)
+    # A global would not win whatever the precedence says.
+    fitting = next(
+        (
+            each.claim
+            for each in judged[1:]
+            if each.reason == "fits the tensors"
+            and (each.claim.reach is not Reach.GLOBAL or winner.reach is Reach.GLOBAL)
+        ),
+        None,
+    )
     return Diagnostic(
         "contradiction",
         f"'{path}' cannot be {winner}, as {winner.source} says: {reason}",

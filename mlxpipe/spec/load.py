@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
 from dataclasses import dataclass, field, replace
@@ -49,8 +50,10 @@ class LoadedSpec:
         Raises:
             UsageError: The path begins with ~ and a user whom this machine does not know.
         """
+        path = Path(relative)
         try:
-            return self.path.parent / Path(relative).expanduser()
+            # `./~x` is a directory called ~x; pathlib alone would drop the dot and expand it.
+            return self.path.parent / (path.expanduser() if relative.startswith("~") else path)
         except RuntimeError:
             message = f"there is no home directory for {relative!r}"
             raise UsageError("no-home-directory", message, help="write the path out") from None
@@ -94,6 +97,21 @@ def spec_for_source(source: Path | str) -> LoadedSpec:
     document = Document(data, Positions(str(path)))
     loaded = LoadedSpec(_validated(document), Path(f"{name}.yaml"), "", document)
     return replace(loaded, text=resolved_yaml(loaded))
+
+
+def override(loaded: LoadedSpec, path: tuple[str, ...], value: object) -> LoadedSpec:
+    """The spec with one value replaced, validated again; its text stays as written.
+
+    Raises:
+        UsageError: as `load_spec`.
+    """
+    data = copy.deepcopy(loaded.document.data)
+    place = data
+    for key in path[:-1]:
+        place = place.setdefault(key, {})
+    place[path[-1]] = value
+    document = replace(loaded.document, data=data)
+    return replace(loaded, spec=_validated(document), document=document)
 
 
 def as_name(text: str) -> str:

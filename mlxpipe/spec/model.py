@@ -198,8 +198,9 @@ class Quantization(Section):
         default_factory=tuple,
         validate_default=True,
         description=(
-            "Sources, the most trusted first, as 'a > b > c' or as a list. Those left out follow "
-            "in default order: spec, the declared ones, config, metadata, sidecar, shapes."
+            "Sources, the most trusted first, as 'a > b > c' or as a list. Those left out keep "
+            "their places in the default order: spec, the declared ones, config, metadata, "
+            "sidecar, shapes."
         ),
     )
     on_conflict: Reaction = Field("warn", description="When feasible claims of two sources differ.")
@@ -216,12 +217,25 @@ class Quantization(Section):
         default = ("spec", *info.data["sources"], *BUILT_IN_SOURCES[1:])
         if problems := _precedence_problems(names, default):
             raise refusal(*problems)
-        return names + tuple(name for name in default if name not in names)
+        return _reorder(default, names)
+
+
+def _reorder(default: tuple[str, ...], named: tuple[str, ...]) -> tuple[str, ...]:
+    """The default order with the named sources permuted among the places they have in it.
+
+    So `metadata > config` turns those two round, and `spec` stays before both.
+    """
+    order = iter(named)
+    return tuple(next(order) if name in named else name for name in default)
 
 
 def _precedence_problems(names: tuple[str, ...], known: tuple[str, ...]) -> list[Problem]:
     """Unknown and repeated names, each with its offset in the text ' > '.join(names)."""
     problems = []
+    if len(names) == 1 and names[0] in known:
+        # The others keep their places, so one name alone would order nothing.
+        advice = f"for example '{names[0]} > config'"
+        problems.append(Problem("lone-name", "one name orders nothing", (0,), help=advice))
     for index, name in enumerate(names):
         if name not in known:
             label = did_you_mean(name, known)
@@ -244,6 +258,14 @@ class Model(Section):
         description="Activations; auto: the checkpoint's on a GPU, float32 on a CPU.",
     )
     device: Literal["auto", "cpu", "gpu"] = Field("auto", description="Where it computes.")
+    kernels: Literal["auto", "packed", "dense"] = Field(
+        "auto",
+        description=(
+            "packed: multiply with the packed weights; dense: dequantise them once, in memory; "
+            "auto: dense on a CPU with a fast BLAS where float32 weights fit into half of the "
+            "memory, else packed."
+        ),
+    )
 
 
 class Run(Section):

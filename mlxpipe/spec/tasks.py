@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Container, Iterator
+from itertools import count
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, Strict, model_validator
 
@@ -135,14 +137,12 @@ def name_tasks(tasks: tuple[Task, ...]) -> tuple[Task, ...]:
         if task.id and taken.setdefault(task.id.casefold(), index) != index:
             message = f"two tasks have the id {task.id!r}"
             raise refusal(Problem("duplicate-id", message, (index, "id")))
-    return tuple(task if task.id else _with_default_id(task, taken) for task in tasks)
+    free = {kind: _default_ids(kind, taken) for kind in TASK_TYPES}
+    return tuple(
+        task if task.id else task.model_copy(update={"id": next(free[task.type])}) for task in tasks
+    )
 
 
-def _with_default_id(task: Any, taken: dict[str, int]) -> Task:
-    name, count = task.type, 1
-    while name in taken:
-        count += 1
-        name = f"{task.type}-{count}"
-    taken[name] = -1
-    named: Task = task.model_copy(update={"id": name})
-    return named
+def _default_ids(kind: str, taken: Container[str]) -> Iterator[str]:
+    names = (kind if number == 1 else f"{kind}-{number}" for number in count(1))
+    return (name for name in names if name not in taken)
