@@ -8,7 +8,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from mlxpipe import api
-from mlxpipe.errors import ExitCode, MlxpipeError, PlanError
+from mlxpipe.errors import Diagnostic, ExitCode, MlxpipeError, PlanError, render_all
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,12 +93,13 @@ def check(options: Namespace) -> int:
     worst = ExitCode.OK
     results = []
     for spec in options.specs:
-        code, messages = _check_one(spec)
+        code, findings = _check_one(spec)
         worst = max(worst, code)
-        results.append({"spec": spec, "exit_code": int(code), "findings": messages})
+        told = [finding.as_json() for finding in findings]
+        results.append({"spec": spec, "exit_code": int(code), "findings": told})
         if options.format == "human":
-            for message in messages:
-                print(message["text"], file=sys.stderr)
+            if findings:
+                print(render_all(findings), file=sys.stderr)
             if not options.quiet:
                 print(f"{spec}: {'ok' if code == ExitCode.OK else 'failed'}")
     if options.format == "json":
@@ -106,18 +107,13 @@ def check(options: Namespace) -> int:
     return int(worst)
 
 
-def _check_one(spec: str) -> tuple[ExitCode, list[dict[str, Any]]]:
+def _check_one(spec: str) -> tuple[ExitCode, list[Diagnostic]]:
     try:
         made = api.make_plan(spec, architecture=False)
     except MlxpipeError as error:
-        return error.exit_code, [_told(each) for each in error.diagnostics]
-    told = [_told(each) for each in (*made.problems, *made.conflicts, *made.unmatched)]
-    unique = list({each["text"]: each for each in told}.values())
-    return (PlanError.exit_code if made.problems else ExitCode.OK), unique
-
-
-def _told(finding: Any) -> dict[str, Any]:
-    return {**finding.as_json(), "text": finding.render()}
+        return error.exit_code, list(error.diagnostics)
+    found = {each.render(): each for each in (*made.conflicts, *made.unmatched, *made.problems)}
+    return (PlanError.exit_code if made.problems else ExitCode.OK), list(found.values())
 
 
 def show(options: Namespace) -> int:
@@ -183,4 +179,6 @@ def _print_json(value: Any) -> None:
 def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False)
+    # In a file or a pipe there is no edge to wrap at; a wide table stays whole.
+    plain = not (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, highlight=False, width=160 if plain else None)

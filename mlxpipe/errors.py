@@ -124,6 +124,25 @@ class Diagnostic:
         return {key: value for key, value in fields.items() if value}
 
 
+def render_all(diagnostics: Iterable[Diagnostic], full: int = 3) -> str:
+    """Findings as text: those of one code in full at first, then by module alone.
+
+    A checkpoint with one wrong declaration has the same finding in every layer.
+    """
+    by_code: dict[str, list[Diagnostic]] = {}
+    for item in diagnostics:
+        by_code.setdefault(item.code, []).append(item)
+    blocks = []
+    for code, found in by_code.items():
+        repeats = len(found) > full and all(item.module for item in found)
+        shown = 1 if repeats else len(found)
+        blocks += [item.render() for item in found[:shown]]
+        if repeats:
+            names = "\n".join(f"  {item.module}" for item in found[1:])
+            blocks.append(f"{found[0].severity}[{code}]: the same for {len(found) - 1} more\n{names}")
+    return "\n\n".join(blocks)
+
+
 def _indent(text: str) -> str:
     return text.replace("\n", "\n      ")
 
@@ -166,7 +185,7 @@ class MlxpipeError(Exception):
         return self.diagnostics[0].code
 
     def __str__(self) -> str:
-        return "\n\n".join(item.render() for item in self.diagnostics)
+        return render_all(self.diagnostics)
 
 
 class UsageError(MlxpipeError):

@@ -36,7 +36,14 @@ _ESCAPED = re.compile(
 )
 
 #: Parts of a checkpoint that a text model leaves aside.
-_SIDE_PARTS = ("audio_tower", "mtp", "multi_modal_projector", "vision_model", "vision_tower", "visual")
+_SIDE_PARTS = (
+    "audio_tower",
+    "mtp",
+    "multi_modal_projector",
+    "vision_model",
+    "vision_tower",
+    "visual",
+)
 
 _MOST = 4
 _WIDTH = 96
@@ -66,6 +73,8 @@ def starter_spec(model: str, output: str | None = None) -> str:
         SourceError: the checkpoint cannot be read.
     """
     place = Path(output) if output else Path("spec.yaml")
+    if not place.parent.is_dir():
+        raise UsageError("missing-directory", f"there is no directory {place.parent} to write to")
     source = _source(model, place.parent)
     lines = _source_lines(source)
     loaded = parse_spec("\n".join(["version: 1", *lines, ""]), place.name, place.parent)
@@ -121,10 +130,17 @@ def _source(model: str, base: Path) -> Source:
         return _validated(model, {"hub": repo, "revision": revision or None})
     if kind == "ollama":
         return _validated(model, {"ollama": name})
-    directory = Path(model).expanduser() if model else Path("?")
-    if not directory.is_dir():
+    directory = _directory(model)
+    if directory is None:
         raise _unknown(model)
     return _validated(model, {"path": _relative(directory, base)})
+
+
+def _directory(model: str) -> Path | None:
+    path = Path(model)
+    if model.startswith("~") and not path.is_dir():
+        path = Path(os.path.expanduser(model))  # noqa: PTH111 - an unknown user is no error here
+    return path if model and path.is_dir() else None
 
 
 def _validated(model: str, fields: Mapping[str, str | None]) -> Source:
@@ -234,7 +250,9 @@ def _findings(loaded: LoadedSpec, checkpoint: Checkpoint) -> tuple[list[str], li
     head += [_schemes(plan), *_unrecognised(plan, checkpoint), *_claims(plan)]
     parts = _side_parts(checkpoint)
     remarks = [line for remark in _remarks(plan, parts) for line in remark.lines()]
-    head.append("`mlxpipe plan` on this file also asks the architecture; `mlxpipe explain` says why.")
+    head.append(
+        "`mlxpipe plan` on this file also asks the architecture; `mlxpipe explain` says why."
+    )
     return head, remarks
 
 

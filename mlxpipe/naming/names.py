@@ -43,19 +43,41 @@ def strip_leaf(key: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _compiled(pattern: str) -> Callable[[str], object]:
+def _glob(pattern: str) -> Callable[[str], object]:
     if pattern.startswith("re:"):
         return re.compile(pattern[3:]).search
     return re.compile(translate(pattern)).match
 
 
-def matches(pattern: str, path: str) -> bool:
-    """Whether a glob over the whole path, or `re:` and a regex found in it, fits `path`.
+@lru_cache(maxsize=4096)
+def _from_start(pattern: str) -> Callable[[str], object]:
+    return re.compile(pattern).match
 
-    A glob's `*` crosses dots. A path is also tried without its wrappers, so that `lm_head` and
-    `layers.0.*` mean what they say whatever the checkpoint puts in front.
+
+def _by_segments(pattern: str) -> Callable[[str], object]:
+    """The pattern's segments, together, anywhere in the path: `gate` is not in `gate_proj`."""
+    inner = f".{pattern.strip('.')}."
+    return lambda path: inner in f".{path}."
+
+
+#: How producers match their patterns: name -> what makes a test of a pattern.
+MATCHERS: Mapping[str, Callable[[str], Callable[[str], object]]] = {
+    "glob": _glob,
+    "regex-start": _from_start,
+    "substring": lambda pattern: lambda path: pattern in path,
+    "prefix": lambda pattern: lambda path: path.startswith(pattern),
+    "segments": _by_segments,
+}
+
+
+def matches(pattern: str, path: str, matcher: str = "glob") -> bool:
+    """Whether a pattern fits a path.
+
+    By default a pattern is a glob over the whole path, or `re:` and a regex found in it. A glob's
+    `*` crosses dots. A path is also tried without its wrappers, so that `lm_head` and `layers.0.*`
+    mean what they say whatever the checkpoint puts in front.
     """
-    test = _compiled(pattern)
+    test = MATCHERS[matcher](pattern)
     return bool(test(path)) or bool(test(core(path)))
 
 
@@ -87,13 +109,17 @@ class Renaming:
     def key(self, key: str) -> str:
         """An override key after the rules.
 
-        A rule may be written for tensor names (`…weight$`), so a key that no rule changes as it
-        stands is tried as the name of its weight.
+        A rule may be written for tensor names (`…weight$`), so each is tried on the name of the
+        key's weight first, and on the key as it stands only if it changes nothing there.
         """
-        if not self.rules:
-            return key
-        renamed = self.tensor(key)
-        return renamed if renamed != key else strip_leaf(self.tensor(key + ".weight"))
+        for rule in self.rules:
+            weight = key + ".weight"
+            renamed = re.sub(rule.match, rule.replace, weight)
+            if renamed == weight:
+                key = re.sub(rule.match, rule.replace, key)
+            else:
+                key = strip_leaf(renamed)
+        return key
 
 
 class PathIndex:

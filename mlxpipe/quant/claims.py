@@ -35,6 +35,11 @@ class Claim:
         pattern: The key as the source spells it, "" for a global.
         origin: File and JSON pointer, or YAML line.
         note: How the record was completed, for `explain`.
+        matcher: How `pattern` is matched where `reach` is PATTERN: a name in
+            `mlxpipe.naming.names.MATCHERS`, because producers match by rules of their own.
+        optional: Whether it is fine that the pattern fits no module (producers' ignore lists).
+        variant: Which variant of a layout the producer declares (`gptq_v2`), where the tensors
+            alone cannot tell; "" elsewhere.
     """
 
     source: str
@@ -43,6 +48,9 @@ class Claim:
     pattern: str
     origin: Origin
     note: str = ""
+    matcher: str = "glob"
+    optional: bool = False
+    variant: str = ""
 
     def __str__(self) -> str:
         return str(self.scheme) if self.scheme else "dense"

@@ -243,8 +243,14 @@ def _advice(path: str, winner: Claim, fitting: Claim | None, evidence: Evidence)
             "override it in the spec: quantization.overrides: [{match: "
             f'"{path}", mode: {one.mode}, bits: {one.bits}, group_size: {one.group_size}}}]'
         )
+    if found:
+        schemes = " or ".join(str(one) for one in found)
+        return f"by the tensors it is {schemes}: override it in the spec with the right one"
     if evidence.dense:
-        return f'override it in the spec: quantization.overrides: [{{match: "{path}", dense: true}}]'
+        return (
+            "override it in the spec: quantization.overrides: "
+            f'[{{match: "{path}", dense: true}}]'
+        )
     return "the tensors fit no scheme of MLX; look for a damaged or half-converted checkpoint"
 
 

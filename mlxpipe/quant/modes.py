@@ -45,16 +45,25 @@ MODES: Mapping[str, Mode] = {
 DEFAULT_MODE = "affine"
 
 
+#: A group size: one group for a whole row, however long ("channel" or -1 in producers' words).
+ROW = 0
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Scheme:
-    """How a weight is quantised. The three fields mean nothing apart."""
+    """How a weight is quantised. The three fields mean nothing apart.
+
+    Producers have affine groups that no MLX kernel takes: whole rows, or 256 and more. Such a
+    scheme is what the checkpoint has; `landing` says what MLX computes instead, exactly.
+    """
 
     mode: str
     bits: int
     group_size: int
 
     def __str__(self) -> str:
-        return f"{self.mode} {self.bits}-bit g{self.group_size}"
+        size = "per row" if self.group_size == ROW else f"g{self.group_size}"
+        return f"{self.mode} {self.bits}-bit {size}"
 
     def problem(self) -> str:
         """Why no MLX kernel takes this scheme, or ""."""

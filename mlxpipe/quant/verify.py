@@ -63,6 +63,8 @@ def flaw(evidence: Evidence) -> str:
         return f"the weight is {evidence.weight} and no scales belong to it"
     if evidence.weight.dtype != "U32":
         return f"packed codes are U32, the weight is {evidence.weight}"
+    if len(evidence.weight.shape) != len(evidence.scales.shape):
+        return f"weight {evidence.weight} and scales {evidence.scales} differ in their dimensions"
     if not evidence.weight.shape or not all((*evidence.weight.shape, *evidence.scales.shape)):
         return f"an axis of length 0: weight {evidence.weight}, scales {evidence.scales}"
     if evidence.weight.shape[:-1] != evidence.scales.shape[:-1]:

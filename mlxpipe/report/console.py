@@ -26,16 +26,13 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from mlxpipe.errors import Diagnostic
+from mlxpipe.errors import Diagnostic, render_all
 from mlxpipe.execution.record import RunRecord
 from mlxpipe.plan.explain import Explanation
 from mlxpipe.plan.plan import Plan, PlannedModule
 from mlxpipe.quant.merge import Fate
 from mlxpipe.quant.verify import arithmetic
 from mlxpipe.tasks import Reporter
-
-#: How many findings of one kind are printed before the rest is counted.
-MOST = 8
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -76,15 +73,13 @@ def count(number: int) -> str:
 
 
 def print_findings(console: Console, findings: Iterable[Diagnostic]) -> None:
-    """Findings, those of one code counted after the first few."""
-    by_code: dict[str, list[Diagnostic]] = defaultdict(list)
+    """Findings, those of one code in full at first and then by module alone."""
+    by_severity: dict[str, list[Diagnostic]] = defaultdict(list)
     for finding in findings:
-        by_code[finding.code].append(finding)
-    for code, found in by_code.items():
-        for finding in found[:MOST]:
-            console.print(Text(visible(finding.render()), style=_STYLES[finding.severity]))
-        if len(found) > MOST:
-            console.print(Text(f"… and {len(found) - MOST} more of [{code}]", style="dim"))
+        by_severity[finding.severity].append(finding)
+    for severity, found in by_severity.items():
+        text = Text(visible(render_all(found)), style=_STYLES[severity])
+        console.print(text, soft_wrap=True)
 
 
 # --- plan ------------------------------------------------------------------------------------
@@ -118,7 +113,7 @@ def print_plan(console: Console, plan: Plan, *, every: bool = False) -> None:
     shown = (*plan.notes, *plan.conflicts, *plan.unmatched)
     print_findings(console, (each for each in shown if each.severity != "error"))
     if plan.stale:
-        console.print(Text(_stale_line(plan), style="dim"))
+        console.print(Text(_stale_line(plan), style="dim"), soft_wrap=True)
 
 
 def _scheme_table(plan: Plan) -> Table:
@@ -201,9 +196,9 @@ def print_explanation(console: Console, told: Explanation) -> None:
         for parameter in told.parameters
     ] or list(module.tensors if module else ())
     _section(console, "tensors", lines)
-    if any(finding.severity == "error" for finding in told.findings):
-        console.print()
-        print_findings(console, told.findings)
+    advice = [finding.help for finding in told.findings if finding.help]
+    if advice:
+        _section(console, "what to do", dict.fromkeys(advice))
 
 
 def _tensors(names: tuple[str, ...]) -> str:
@@ -220,29 +215,24 @@ def _print_verdict(console: Console, module: PlannedModule) -> None:
         line = Text("  undecided: " + " or ".join(str(each) for each in verdict.open), "yellow")
     else:
         line = Text(f"  {verdict.scheme or 'dense'}", "bold green")
-        place = f" at {verdict.origin}" if verdict.origin else ", from the tensors' arithmetic"
-        line.append(f"   decided by {verdict.source}{visible(place)}", "default")
+        place = "" if verdict.origin else ", from the tensors' arithmetic"
+        line.append(f"   decided by {verdict.source}{place}", "default")
         line.append(f"   grade: {module.grade}", "dim")
-    console.print(line)
+    console.print(line, soft_wrap=True)
 
 
 def _print_claims(console: Console, module: PlannedModule) -> None:
     console.print(Text("\n  claims", style="dim"))
     if not module.verdict.judged:
         console.print("    nobody claims anything", style="dim")
-        return
-    table = Table(box=None, pad_edge=False, show_header=False)
     for judged in module.verdict.judged:
         claim = judged.claim
-        why = "; ".join(part for part in (judged.reason, claim.note) if part)
-        table.add_row(
-            Text(judged.fate.value, style=_FATES.get(judged.fate, "dim")),
-            Text(claim.source),
-            Text(str(claim), style="bold"),
-            Text(visible(f"{claim.origin}"), style="dim"),
-            Text(visible(why)),
-        )
-    console.print(Padding(table, (0, 0, 0, 4)))
+        line = Text(f"    {judged.fate.value:<13}", style=_FATES.get(judged.fate, "dim"))
+        line.append(f"{claim.source:<10}", "default")
+        line.append(f"{claim!s:<18}", "bold default")
+        line.append("; ".join(part for part in (judged.reason, claim.note) if part), "default")
+        line.append(visible(f"\n{'':17}at {claim.origin}"), "dim")
+        console.print(line, soft_wrap=True)
 
 
 def _section(console: Console, title: str, lines: Iterable[str]) -> None:

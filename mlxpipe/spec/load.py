@@ -111,7 +111,7 @@ def override(loaded: LoadedSpec, path: tuple[str, ...], value: object) -> Loaded
         place = place.setdefault(key, {})
     place[path[-1]] = value
     document = replace(loaded.document, data=data)
-    return replace(loaded, spec=_validated(document), document=document)
+    return replace(loaded, spec=_validated(document, interpolations=False), document=document)
 
 
 def as_name(text: str) -> str:
@@ -124,8 +124,8 @@ def _loaded(document: Document, path: Path) -> LoadedSpec:
     return LoadedSpec(_validated(document), path, document.text, document)
 
 
-def _validated(document: Document) -> Spec:
-    found = _interpolations(document)
+def _validated(document: Document, *, interpolations: bool = True) -> Spec:
+    found = _interpolations(document) if interpolations else []
     spec = None
     try:
         spec = Spec.model_validate(document.data)

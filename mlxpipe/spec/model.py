@@ -6,6 +6,7 @@ are the documentation that an editor shows.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -221,12 +222,16 @@ class Quantization(Section):
 
 
 def _reorder(default: tuple[str, ...], named: tuple[str, ...]) -> tuple[str, ...]:
-    """The default order with the named sources permuted among the places they have in it.
+    """The default order with each named source moved up to just before the next named one.
 
     So `metadata > config` turns those two round, and `spec` stays before both.
     """
-    order = iter(named)
-    return tuple(next(order) if name in named else name for name in default)
+    order = list(default)
+    for before, after in reversed(list(pairwise(named))):
+        if order.index(before) > order.index(after):
+            order.remove(before)
+            order.insert(order.index(after), before)
+    return tuple(order)
 
 
 def _precedence_problems(names: tuple[str, ...], known: tuple[str, ...]) -> list[Problem]:
@@ -234,7 +239,7 @@ def _precedence_problems(names: tuple[str, ...], known: tuple[str, ...]) -> list
     problems = []
     if len(names) == 1 and names[0] in known:
         # The others keep their places, so one name alone would order nothing.
-        advice = f"for example '{names[0]} > config'"
+        advice = f"for example '{names[0]} > {next(name for name in known if name != names[0])}'"
         problems.append(Problem("lone-name", "one name orders nothing", (0,), help=advice))
     for index, name in enumerate(names):
         if name not in known:
