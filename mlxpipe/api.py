@@ -111,7 +111,7 @@ def run(source: Source, reporter: Reporter | None = None) -> RunRecord:
 
     Raises:
         UsageError, SourceError, PlanError: nothing was written.
-        RunFailed: a task failed; the record is on disk.
+        RunFailedError: a task failed; the record is on disk.
     """
     from mlxpipe.execution.executor import execute
 

@@ -23,7 +23,12 @@ from mlxpipe.errors import UsageError
 VARIABLE = "MLXPIPE_BLAS"
 
 #: What a loaded library's file name begins with -> what it is called.
-_FAST = {"libopenblas": "OpenBLAS", "libmkl_rt": "MKL", "libblis": "BLIS", "libflexiblas": "FlexiBLAS"}
+_FAST = {
+    "libopenblas": "OpenBLAS",
+    "libmkl_rt": "MKL",
+    "libblis": "BLIS",
+    "libflexiblas": "FlexiBLAS",
+}
 
 #: Names that the dynamic linker may know OpenBLAS by.
 _CANDIDATES = ("libopenblas.so.0", "libopenblas.so", "libopenblasp.so.0")

@@ -18,7 +18,7 @@ from mlxpipe.errors import ExitCode, MlxpipeError
 
 UNEXPECTED = """\
 error[unexpected]: {kind}: {error}
-  = help: this is a bug of mlxpipe; please report it with the output of the same command and --debug\
+  = help: this is a bug of mlxpipe; please report it with what the same command says with --debug\
 """
 
 SPEC_HELP = "a spec (YAML), or a checkpoint directory"
@@ -174,7 +174,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         command = getattr(import_module("mlxpipe.commands"), options.command)
-        return int(command(options))
+        code = int(command(options))
+        # Here, where a reader that went away can still be told from an error.
+        sys.stdout.flush()
+        return code
     except MlxpipeError as error:
         if options.debug:
             raise

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def run(options: Namespace) -> int:
     """`mlxpipe run`."""
-    from mlxpipe.execution.executor import RunFailed
+    from mlxpipe.execution.executor import RunFailedError
     from mlxpipe.report.console import ConsoleReporter, print_run
 
     as_json = options.format == "json"
@@ -31,7 +31,7 @@ def run(options: Namespace) -> int:
     )
     try:
         record = api.run(options.spec, reporter)
-    except RunFailed as failure:
+    except RunFailedError as failure:
         if as_json:
             _print_json(failure.record.as_json())
         raise failure.cause from failure
@@ -177,8 +177,8 @@ def _print_json(value: Any) -> None:
 
 
 def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
+    from mlxpipe.report.console import PipedConsole
 
     # In a file or a pipe there is no edge to wrap at; a wide table stays whole.
     plain = not (sys.stderr if stderr else sys.stdout).isatty()
-    return Console(stderr=stderr, highlight=False, width=160 if plain else None)
+    return PipedConsole(stderr=stderr, highlight=False, width=160 if plain else None)

@@ -139,7 +139,9 @@ def render_all(diagnostics: Iterable[Diagnostic], full: int = 3) -> str:
         blocks += [item.render() for item in found[:shown]]
         if repeats:
             names = "\n".join(f"  {item.module}" for item in found[1:])
-            blocks.append(f"{found[0].severity}[{code}]: the same for {len(found) - 1} more\n{names}")
+            blocks.append(
+                f"{found[0].severity}[{code}]: the same for {len(found) - 1} more\n{names}"
+            )
     return "\n\n".join(blocks)
 
 

@@ -169,7 +169,7 @@ def _check_writable(path: str) -> None:
 def _relative(directory: Path, base: Path) -> str:
     """The directory as seen from `base`, in a form that a spec reads as a path."""
     target = os.path.abspath(directory)  # noqa: PTH100 - `resolve` would follow the user's links
-    if not os.path.samefile(target, directory):
+    if not Path(target).samefile(directory):
         target = str(directory.resolve())
     path = os.path.relpath(target, base.resolve())
     return f"./{path}" if path.startswith("~") else path
@@ -298,18 +298,18 @@ class _Remark:
     """What is open, and the line of the spec that would settle it."""
 
     text: str
-    line: str
+    line: str = ""
 
     def lines(self) -> list[str]:
         """As comments below the source."""
-        return [_comment(part) for part in (*_wrapped(self.text), *self.line.splitlines())]
+        return [_comment(part) for part in (*_wrapped(self.text), self.line) if part]
 
 
 def _remarks(plan: Plan, parts: Sequence[str]) -> Iterator[_Remark]:
     others = {item.message for item in (*plan.conflicts, *plan.unmatched)}
     fatal = [each for each in plan.problems if each.message not in others]
     if fatal:
-        yield _Remark(f"This will not run: {fatal[0].message}. To settle it:", fatal[0].help)
+        yield _Remark(f"This will not run: {fatal[0].message}. To settle it, {fatal[0].help}")
     if plan.conflicts:
         loser = plan.conflicts[0].message.partition(" says ")[0]
         yield _Remark(
@@ -325,24 +325,24 @@ def _remarks(plan: Plan, parts: Sequence[str]) -> Iterator[_Remark]:
     if parts:
         globs = [f"*{part}.*" for part in parts]
         yield _Remark(
-            f"The checkpoint also has {' and '.join(parts)}. Should `mlxpipe plan` find no module "
-            "for these tensors:",
+            f"A text model leaves {' and '.join(parts)} aside. Should `mlxpipe plan` object:",
             f"naming: {{drop: {_flow(globs)}}}",
         )
 
 
 def _globs(patterns: Iterable[str]) -> list[str]:
     """Patterns of side parts as one glob for each part, the others as they are."""
-    found = {}
-    for pattern in patterns:
-        part = next((each for each in _SIDE_PARTS if each in pattern.split(".")), None)
-        found[f"*{part}.*" if part else pattern] = None
+    found = {f"*{part}.*" if (part := _side_part(each)) else each: None for each in patterns}
     return list(found)[:_MOST]
 
 
+def _side_part(path: str) -> str | None:
+    """The part of the checkpoint that a dotted path is in, None for the text model."""
+    return next((segment for segment in path.split(".") if segment in _SIDE_PARTS), None)
+
+
 def _side_parts(checkpoint: Checkpoint) -> list[str]:
-    segments = {segment for name in checkpoint.tensors for segment in name.split(".")[:3]}
-    return [part for part in _SIDE_PARTS if part in segments]
+    return sorted({part for name in checkpoint.tensors if (part := _side_part(name))})
 
 
 def _flow(texts: Iterable[str]) -> str:

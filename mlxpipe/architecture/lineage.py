@@ -93,10 +93,7 @@ def trace_sanitize(
     placeholders = {
         name: mx.zeros(shape, DTYPES[dtype]) for name, (dtype, shape) in tensors.items()
     }
-    if sanitize is None:
-        outputs = placeholders
-    else:
-        outputs = _call(sanitize, dict(placeholders))
+    outputs = placeholders if sanitize is None else _call(sanitize, dict(placeholders))
     names = {id(array): name for name, array in placeholders.items()}
     moved = [name for name, array in outputs.items() if id(array) not in names]
     computed = _record(sanitize, placeholders, moved) if moved and sanitize else {}
@@ -140,12 +137,12 @@ def _record(
     events: list[dict[str, Any]] = []
 
     def outputs(**weights: Any) -> list[Any]:
-        result = _call(sanitize, dict(weights))
+        result = sanitize(dict(weights))
         return [result[name] for name in wanted]
 
     try:
         mx.export_function(events.append, outputs, **placeholders)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # MLX refuses to evaluate what it records
         raise PlanError(
             "sanitize-evaluates",
             "mlx-lm's renaming of this architecture looks at values, so headers do not suffice",

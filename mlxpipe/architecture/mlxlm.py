@@ -48,24 +48,24 @@ class _DeferredPackage(ModuleType):
 
 @contextmanager
 def keep_file_limit() -> Iterator[None]:
-    """Undo what happens to the limit of open files inside; mlx-lm sets it to 2048 when imported."""
+    """Let nothing inside change the limit of open files, as mlx-lm does when it is imported.
+
+    Undoing it afterwards would not do: it lowers the hard limit too, and an unprivileged process
+    cannot raise that again.
+    """
     import resource
 
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    real = resource.setrlimit
+
+    def guarded(which: int, limits: tuple[int, int]) -> None:
+        if which != resource.RLIMIT_NOFILE:
+            real(which, limits)
+
+    resource.setrlimit = guarded
     try:
         yield
     finally:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        # An unprivileged process cannot raise the hard limit again; then the soft one goes as
-        # high as it may.
-        for wanted in (before, (min(before[0], hard) if hard >= 0 else before[0], hard)):
-            if (soft, hard) == wanted:
-                break
-            try:
-                resource.setrlimit(resource.RLIMIT_NOFILE, wanted)
-                break
-            except (ValueError, OSError):
-                continue
+        resource.setrlimit = real
 
 
 def _defer() -> None:

@@ -16,6 +16,7 @@ import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
 
+from mlxpipe.architecture.config_keys import normalise
 from mlxpipe.architecture.mlxlm import ModelClasses, model_classes
 from mlxpipe.errors import PlanError
 
@@ -93,6 +94,7 @@ def build_skeleton(config: Mapping[str, Any]) -> Skeleton:
     Raises:
         PlanError: an unknown architecture, or a config that its class refuses.
     """
+    config = normalise(config)
     classes = model_classes(config)
     model = build_model(classes, config)
     return Skeleton(classes.name, _modules(model), model)
@@ -126,8 +128,9 @@ def _modules(model: Any) -> dict[str, Module]:
             if not name.startswith("_")
         }
         if own or hasattr(module, "to_quantized"):
-            modules[path] = Module(path, _kind(module), own.get("weight", ()), own,
-                                   type(module).__name__)
+            modules[path] = Module(
+                path, _kind(module), own.get("weight", ()), own, type(module).__name__
+            )
     return dict(sorted(modules.items()))
 
 

@@ -50,7 +50,7 @@ def open_directory(path: str | Path, label: str | None = None) -> Checkpoint:
     """Open a checkpoint directory.
 
     Args:
-        path: The directory; `~` is expanded.
+        path: The directory; in a str, `~` is expanded.
         label: How diagnostics name it; by default the path as given.
 
     Raises:
@@ -60,7 +60,9 @@ def open_directory(path: str | Path, label: str | None = None) -> Checkpoint:
             `misplaced-tensor`), a header (see `mlxpipe.checkpoint.header.read_header`), or two
             shards with one tensor (`duplicate-tensor`).
     """
-    return scan_directory(Path(path).expanduser(), label or str(path), "directory")
+    # A Path is taken as it is: made of `./~x`, it reads `~x` and yet means no home directory.
+    root = Path(path).expanduser() if isinstance(path, str) else path
+    return scan_directory(root, label or str(path), "directory")
 
 
 def scan_directory(root: Path, label: str, kind: Kind) -> Checkpoint:

@@ -89,7 +89,7 @@ def parse_header(raw: bytes, size: int, label: str, shard: int = 0) -> Header:
     """Validate a header: `raw` is its JSON alone, `size` the bytes of the whole file."""
     members = _load(raw, label)
     keys = len(members)
-    metadata = _metadata(members.pop("__metadata__", {}), label)
+    metadata = _metadata(members.pop("__metadata__", None), label)
     _check_names(raw, members, label)
     base = 8 + len(raw)
     tensors = _tensors(members, base, label, shard)
@@ -150,6 +150,9 @@ def _load(raw: bytes, label: str) -> dict[str, Any]:
 
 
 def _metadata(value: Any, label: str) -> Mapping[str, str]:
+    # MLX writes null where it is given no metadata, and the safetensors library reads it as none.
+    if value is None:
+        return MappingProxyType({})
     if isinstance(value, dict) and all(type(text) is str for text in value.values()):
         return MappingProxyType(value)
     raise fault(

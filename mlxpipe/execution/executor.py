@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from mlxpipe.checkpoint import Checkpoint
 from mlxpipe.checkpoint.source import open_source
 from mlxpipe.errors import ExecutionError, ExitCode, MlxpipeError
+from mlxpipe.execution.record import RunRecord, TaskRecord, begin
 from mlxpipe.plan.plan import Plan
 from mlxpipe.plan.planner import plan_checkpoint
-from mlxpipe.execution.record import RunRecord, TaskRecord, begin
 from mlxpipe.spec import LoadedSpec
 from mlxpipe.tasks import Context, Reporter, runner
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlxpipe.graph.numerics import Numerics
 
 
-class RunFailed(Exception):
+class RunFailedError(Exception):
     """A run that ended early; its record is on disk.
 
     Attributes:
@@ -48,7 +48,7 @@ def execute(loaded: LoadedSpec, reporter: Reporter | None = None) -> RunRecord:
     Raises:
         MlxpipeError: before the run directory exists, whatever is wrong with the spec, the
             checkpoint or the plan.
-        RunFailed: afterwards, with the record.
+        RunFailedError: afterwards, with the record.
         KeyboardInterrupt: passed on, after the record was closed as interrupted.
     """
     reporter = reporter or Reporter()
@@ -132,7 +132,7 @@ def _recorded(record: RunRecord) -> Iterator[None]:
         raise
     except MlxpipeError as error:
         record.exit_code = error.exit_code
-        raise RunFailed(record, error) from error
+        raise RunFailedError(record, error) from error
     finally:
         import mlx.core as mx
 

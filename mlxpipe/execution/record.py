@@ -1,11 +1,11 @@
 """The run directory: what was asked, what was decided, what came out.
 
-    <outputs.dir>/<name>/<id>/
-        spec.yaml            as written
-        spec.resolved.yaml   with every default filled in
-        plan.json
-        run.json             rewritten, whole, after every change of state
-        tasks/<id>/…         each task's outputs
+<outputs.dir>/<name>/<id>/
+    spec.yaml            as written
+    spec.resolved.yaml   with every default filled in
+    plan.json
+    run.json             rewritten, whole, after every change of state
+    tasks/<id>/…         each task's outputs
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class RunRecord:
     exit_code: ExitCode = ExitCode.OK
 
     def as_json(self) -> dict[str, Any]:
-        """The contracted run record. Paths of outputs are absolute, so that programs can open them."""
+        """The contracted run record; paths of outputs are absolute, so that programs find them."""
         return {
             "run_dir": str(self.folder.resolve()),
             "name": self.name,

@@ -16,10 +16,12 @@ from mlxpipe.architecture.skeleton import Kind, Module, Skeleton, build_skeleton
 from mlxpipe.checkpoint import Checkpoint
 from mlxpipe.errors import ExecutionError
 from mlxpipe.graph.layers import PackedEmbedding, PackedExperts, PackedLinear, dequantise
+from mlxpipe.graph.layouts import CONVERTERS, Packing
 from mlxpipe.graph.numerics import Numerics
 from mlxpipe.naming.experts import OUTPUT_AXIS
-from mlxpipe.naming.groups import Group, Part
-from mlxpipe.plan.plan import Plan
+from mlxpipe.naming.groups import Part
+from mlxpipe.plan.plan import Plan, PlannedModule
+from mlxpipe.quant.layouts import PACKED_ROLES
 from mlxpipe.quant.modes import Scheme
 
 #: multiplier = amax / (largest e4m3 * largest e2m1): how MLX stores nvfp4's tensor scale.
@@ -32,7 +34,10 @@ OPEN_FILES = 128
 PART_BYTES = 256 << 20
 
 #: Parameters of a packed layer.
-PACKED_LEAVES = ("weight", "scales", "biases", "bias", "multiplier")
+PACKED_LEAVES = ("weight", "scales", "biases", "bias", "multiplier", "permutation")
+
+#: Those that no architecture knows.
+EXTRAS = frozenset({"multiplier", "permutation"})
 
 #: Kinds whose dense layer does what the packed one does.
 DENSE_FORMS = frozenset({Kind.LINEAR, Kind.EMBEDDING, Kind.EXPERTS})
@@ -66,7 +71,7 @@ def build_model(
     dtype = numerics.mlx_dtype
     skeleton = build_skeleton(checkpoint.config.data)
     model = skeleton.model
-    arrays = _canonical_arrays(plan.groups, checkpoint)
+    arrays, extras = _canonical_arrays(plan, checkpoint, dtype)
     outputs = model.sanitize(arrays) if hasattr(model, "sanitize") else arrays
     del arrays
     parameters = {
@@ -74,7 +79,7 @@ def build_model(
         for parameter in plan.parameters.values()
     }
     del outputs
-    parameters = dict(_exact_multipliers(parameters, plan))
+    parameters = {**dict(_exact_multipliers(parameters, plan)), **extras}
     _replace_layers(skeleton, plan, parameters, numerics)
     model.load_weights(list(parameters.items()), strict=True)
     del parameters
@@ -86,16 +91,55 @@ def build_model(
 # --- tensors ---------------------------------------------------------------------------------
 
 
-def _canonical_arrays(groups: Mapping[str, Group], checkpoint: Checkpoint) -> dict[str, mx.array]:
+def _canonical_arrays(
+    plan: Plan, checkpoint: Checkpoint, dtype: mx.Dtype | None
+) -> tuple[dict[str, mx.array], dict[str, mx.array]]:
+    """What `sanitize` is given, and what goes to our layers past it: name -> lazy array.
+
+    An architecture knows nothing of multipliers and permutations, so a `sanitize` that stacks or
+    renames its weights might lose them.
+    """
     wanted = {
-        name for group in groups.values() for part in group.parts.values() for name in part.names
+        name
+        for group in plan.groups.values()
+        for part in group.parts.values()
+        for name in part.names
     }
     tensors = _open_tensors(checkpoint, wanted)
-    return {
-        group.canonical(role): _assemble(role, part, tensors)
-        for group in groups.values()
-        for role, part in group.parts.items()
+    modules = {
+        module.group: module
+        for module in plan.modules.values()
+        if module.layout in CONVERTERS and module.scheme is not None
     }
+    arrays: dict[str, mx.array] = {}
+    extras: dict[str, mx.array] = {}
+    for group in plan.groups.values():
+        parts = {role: _assemble(role, part, tensors) for role, part in group.parts.items()}
+        module = modules.get(group.path)
+        if module is not None:
+            parts = _convert(module, parts, dtype)
+            for leaf in EXTRAS & parts.keys():
+                extras[f"{module.path}.{leaf}"] = parts.pop(leaf)
+        arrays |= {group.canonical(role): array for role, array in parts.items()}
+    return arrays, extras
+
+
+def _convert(
+    module: PlannedModule, parts: dict[str, mx.array], dtype: mx.Dtype | None
+) -> dict[str, mx.array]:
+    """A producer's arrays as MLX's; roles that the layout does not take stay."""
+    evidence = module.verdict.evidence
+    assert module.scheme is not None and evidence.in_features is not None
+    packing = Packing(module.scheme, module.landing, module.variant, evidence.in_features, dtype)
+    rest = {role: array for role, array in parts.items() if role not in PACKED_ROLES}
+    try:
+        return {**rest, **CONVERTERS[module.layout](parts, packing)}
+    except ValueError as error:
+        raise ExecutionError(
+            "unconvertible",
+            f"'{module.path}' cannot be converted to MLX's layout",
+            found=str(error),
+        ) from error
 
 
 def _open_tensors(checkpoint: Checkpoint, wanted: set[str]) -> dict[str, mx.array]:
@@ -106,7 +150,7 @@ def _open_tensors(checkpoint: Checkpoint, wanted: set[str]) -> dict[str, mx.arra
     for number in sorted(shards):
         shard = checkpoint.shards[number]
         try:
-            loaded = mx.load(str(shard.path), format="safetensors")
+            loaded: Any = mx.load(str(shard.path), format="safetensors")
         except RuntimeError as error:
             raise ExecutionError(
                 "unreadable-shard", f"MLX cannot read {shard.label}", found=str(error)
@@ -164,12 +208,12 @@ def _replace_layers(
 ) -> None:
     """Put packed layers into the model, or dense weights into `parameters`."""
     for path, planned in plan.modules.items():
-        if planned.scheme is None:
+        if planned.landing is None:
             continue
         module = skeleton.modules[path]
         names = [f"{path}.{leaf}" for leaf in PACKED_LEAVES if f"{path}.{leaf}" in parameters]
         own = {name.rpartition(".")[2]: parameters[name] for name in names}
-        layer = _layer(skeleton, module, planned.scheme, own, numerics)
+        layer = _layer(skeleton, module, planned.landing, own, numerics)
         if numerics.dense and module.kind in DENSE_FORMS:
             parameters.update(_densified(path, layer, numerics.mlx_dtype or mx.float32))
             for name in names:
@@ -185,6 +229,8 @@ def _densified(path: str, layer: Any, dtype: mx.Dtype) -> dict[str, mx.array]:
     factor = layer.get("multiplier")
     if factor is not None:
         weight = weight * factor.reshape(*factor.shape, *[1] * (weight.ndim - factor.ndim))
+    if "permutation" in layer:
+        weight = weight[..., mx.argsort(layer["permutation"])]
     return {f"{path}.weight": weight.astype(dtype)}
 
 

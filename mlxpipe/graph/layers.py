@@ -5,6 +5,7 @@ what it expects; built from tensors rather than by quantising random weights. Th
 
 * a `multiplier` on the output: the exact form of a producer's tensor scale. It is applied before
   the additive bias. Folding it into one-byte block scales would be lossy.
+* a `permutation` of the inputs, for weights whose columns were sorted (GPTQ's `desc_act`).
 * a dtype for what an embedding returns: MLX's one-byte modes would give bfloat16 whatever the
   activations are.
 * a choice of kernel: from `dense_rows` rows of input on, dequantising and multiplying is faster
@@ -28,11 +29,12 @@ QuantizedSwitchLinear: Any = submodule("models.switch_layers").QuantizedSwitchLi
 
 
 class PackedLinear(nn.QuantizedLinear):
-    """y = (x @ dequantise(weight).T) * multiplier + bias.
+    """y = (x[..., permutation] @ dequantise(weight).T) * multiplier + bias.
 
     Args:
         scheme: How the weight is packed.
-        arrays: Parameter name -> array: weight, scales; biases, bias, multiplier where there are.
+        arrays: Parameter name -> array: weight, scales; biases, bias, multiplier (a scalar or [o])
+            and permutation [i] where there are.
         dense_rows: Rows of input from which the weight is dequantised first; None: never.
     """
 
@@ -44,7 +46,8 @@ class PackedLinear(nn.QuantizedLinear):
 
     def __call__(self, x: mx.array) -> mx.array:
         """[..., i] -> [..., o]."""
-        y = _matmul(self, x)
+        order = self.get("permutation")
+        y = _matmul(self, x if order is None else x[..., order])
         return y + self["bias"] if "bias" in self else y
 
 
@@ -83,7 +86,10 @@ class PackedEmbedding(nn.QuantizedEmbedding):
             mode=self.mode,
             dtype=self._dtype,
         )
-        return _scaled(self, rows)
+        factor = self.get("multiplier")
+        if factor is None:
+            return rows
+        return rows * (factor if factor.ndim == 0 else factor[x][..., None]).astype(rows.dtype)
 
     def as_linear(self, x: mx.array) -> mx.array:
         """[..., dims] -> logits [..., num_embeddings]."""
@@ -95,7 +101,8 @@ class PackedExperts(QuantizedSwitchLinear):
 
     Args:
         scheme: How the weights are packed.
-        arrays: As for `PackedLinear`, each with a leading axis of experts; multiplier [E].
+        arrays: As for `PackedLinear`, each with a leading axis of experts; multiplier [E] or
+            [E, o], no permutation.
         dense_rows: Rows of input per expert from which the weights are dequantised first.
     """
 
@@ -130,15 +137,14 @@ class PackedExperts(QuantizedSwitchLinear):
             )
         factor = self.get("multiplier")
         if factor is not None:
-            y = y * factor[indices][..., None, None].astype(y.dtype)
+            chosen = factor[indices].astype(y.dtype)
+            y = y * (chosen[..., None, None] if factor.ndim == 1 else chosen[..., None, :])
         if "bias" in self:
             y = y + mx.expand_dims(self["bias"][indices], -2)
         return y
 
 
-def _adopt(
-    layer: Any, scheme: Scheme, arrays: dict[str, mx.array], dense_rows: int | None
-) -> None:
+def _adopt(layer: Any, scheme: Scheme, arrays: dict[str, mx.array], dense_rows: int | None) -> None:
     layer.group_size, layer.bits, layer.mode = scheme.group_size, scheme.bits, scheme.mode
     layer._dense_rows = dense_rows
     for name, array in arrays.items():

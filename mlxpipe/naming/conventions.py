@@ -8,10 +8,14 @@ A new producer is a new row. Canonical roles, whatever the producer calls them:
 
 =============  =====================================================================
 weight         the packed codes, or the dense weight
-scales         one scale per group of a row
+scales         scales of groups, rows, blocks or the whole tensor, by the layout
 biases         the affine offsets β (never the layer's additive vector, `bias`)
+zero_points    integer zero points, packed or not
 amax           MLX's `global_scale`: a maximum, the multiplier being amax / 2688
 multiplier     a factor on the whole tensor
+divisor        the same, to divide by
+order          the group of each input column (`g_idx`)
+ignored        says nothing about the weights: scales of activations, a shape
 =============  =====================================================================
 """
 
@@ -72,7 +76,52 @@ CONVENTIONS: tuple[Convention, ...] = (
         companions={"weight_scale": "scales", "weight_qbias": "biases"},
         dtypes=frozenset({"U32"}),
     ),
+    Convention(
+        name="compressed-tensors",
+        title="llm-compressor: X.weight_packed, X.weight_scale, X.weight_zero_point",
+        bases=("{}.weight_packed",),
+        companions={
+            "weight_scale": "scales",
+            "weight_zero_point": "zero_points",
+            "weight_global_scale": "divisor",
+            "weight_g_idx": "order",
+            "weight_shape": "ignored",
+            "input_global_scale": "ignored",
+            "input_scale": "ignored",
+            "input_zero_point": "ignored",
+        },
+        dtypes=frozenset({"I32", "U8"}),
+    ),
+    Convention(
+        name="modelopt",
+        title="ModelOpt, and llm-compressor's FP8: X.weight, X.weight_scale, X.weight_scale_2",
+        bases=("{}.weight",),
+        companions={
+            "weight_scale": "scales",
+            "weight_scale_2": "multiplier",
+            "input_scale": "ignored",
+            "input_zero_point": "ignored",
+        },
+        dtypes=frozenset({"U8", "F8_E4M3"}),
+    ),
+    Convention(
+        name="block-fp8",
+        title="DeepSeek and Qwen in FP8: X.weight, X.weight_scale_inv (to multiply by)",
+        bases=("{}.weight",),
+        companions={"weight_scale_inv": "scales", "input_scale": "ignored"},
+        dtypes=frozenset({"F8_E4M3"}),
+    ),
+    Convention(
+        name="gptq",
+        title="GPTQ, AWQ and AutoRound: X.qweight, X.qzeros, X.scales, X.g_idx",
+        bases=("{}.qweight",),
+        companions={"scales": "scales", "qzeros": "zero_points", "g_idx": "order"},
+        dtypes=frozenset({"I32"}),
+    ),
 )
+
+#: Leaves of a main tensor's name.
+MAIN_LEAVES = frozenset({"weight", "weight_packed", "qweight"})
 
 BY_NAME: Mapping[str, Convention] = {row.name: row for row in CONVENTIONS}
 

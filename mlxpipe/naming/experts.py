@@ -205,9 +205,7 @@ def split(group: Group, modules: tuple[str, ...]) -> Iterator[Group]:
         yield replace(group, path=modules[0])
     else:
         for number, module in enumerate(modules):
-            parts = {
-                role: _share(group, role, number, len(modules)) for role in group.parts
-            }
+            parts = {role: _share(group, role, number, len(modules)) for role in group.parts}
             yield Group(module, parts, group.convention)
 
 

@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from mlxpipe.errors import Diagnostic, Origin, PlanError
-from mlxpipe.naming.conventions import CONVENTIONS, Convention
+from mlxpipe.naming.conventions import CONVENTIONS, MAIN_LEAVES, Convention
 from mlxpipe.naming.names import Renaming, matches
 
 #: The leaf under which a role is handed to the architecture.
 CANONICAL_LEAF: Mapping[str, str] = {"amax": "global_scale"}
+
+
+#: The role of companions that are left aside.
+IGNORED = "ignored"
 
 
 class TensorLike(Protocol):
@@ -80,10 +84,12 @@ class Grouping:
     Attributes:
         groups: Path -> group, in the order of the checkpoint's names.
         dropped: Tensors that the spec's `naming.drop` named.
+        ignored: Companions that say nothing about the weights.
     """
 
     groups: Mapping[str, Group]
     dropped: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
 
 
 class _Home(NamedTuple):
@@ -124,6 +130,7 @@ def group_tensors(
     found: dict[str, dict[str, Part]] = {}
     origins: dict[str, str] = {}
     dropped: list[str] = []
+    ignored: list[str] = []
     for name, tensor in tensors.items():
         home = homes.get(name)
         base = home.base if home else name
@@ -136,11 +143,14 @@ def group_tensors(
             role = home.role
             origins[path] = home.convention
         parts = found.setdefault(path, {})
+        if role == IGNORED:
+            ignored.append(name)
+            continue
         if role in parts:
             raise _collision(f"{path}.{role}", parts[role].names[0], name)
         parts[role] = Part(tensor.dtype, tensor.shape, (name,))
     groups = {path: Group(path, parts, origins.get(path, "")) for path, parts in found.items()}
-    return Grouping(groups, tuple(dropped))
+    return Grouping(groups, tuple(dropped), tuple(ignored))
 
 
 def _leaf_table(conventions: Sequence[Convention]) -> dict[str, list[tuple[Convention, str]]]:
@@ -176,9 +186,9 @@ def _split_main(name: str, *, whole: bool) -> tuple[str, str]:
     `whole`; a dense one stays a parameter of its parent.
     """
     path, _, leaf = name.rpartition(".")
-    if whole and leaf != "weight":
-        return name, "weight"
-    return path, leaf
+    if not whole:
+        return path, leaf
+    return (path, "weight") if leaf in MAIN_LEAVES else (name, "weight")
 
 
 def _collision(canonical: str, first: str, second: str) -> PlanError:
@@ -195,10 +205,7 @@ def _collision(canonical: str, first: str, second: str) -> PlanError:
 def tensor_paths(groups: Iterable[Group]) -> dict[str, str]:
     """Name of every tensor -> path of its group."""
     return {
-        name: group.path
-        for group in groups
-        for part in group.parts.values()
-        for name in part.names
+        name: group.path for group in groups for part in group.parts.values() for name in part.names
     }
 
 

@@ -26,6 +26,19 @@ COMPANION_LEAVES = {
 HEAD = "lm_head"
 
 
+#: Companions that change what a layer computes -> what they are.
+FATAL_LEAVES = {
+    "pre_quant_scale": "a scale of the inputs (AWQ or SmoothQuant in ModelOpt)",
+    "rotation": "a rotation of the inputs (QuaRot, SpinQuant)",
+    "svdquant_lora_a": "a low-rank branch (SVDQuant)",
+    "svdquant_lora_b": "a low-rank branch (SVDQuant)",
+    "weight_scale_3": "a third level of scales",
+}
+
+#: Scales of a quantised cache, which mlxpipe keeps in full precision.
+CACHE_LEAVES = frozenset({"k_scale", "v_scale", "kv_scale", "q_scale", "prob_scale"})
+
+
 @dataclass(frozen=True, slots=True)
 class Binding:
     """The outcome of matching names.
@@ -46,20 +59,20 @@ class Binding:
 
 
 def bind(
-    skeleton: Skeleton, lineages: Mapping[str, Lineage], groups: Mapping[str, Group]
+    skeleton: Skeleton,
+    lineages: Mapping[str, Lineage],
+    groups: Mapping[str, Group],
+    homes: Mapping[str, str],
 ) -> Binding:
     """Match `sanitize`'s outputs with the parameters that the model expects.
 
     Args:
         skeleton: The architecture.
         lineages: Output name -> lineage, from `trace_sanitize`.
-        groups: The groups whose canonical names went in.
+        groups: Path -> group.
+        homes: Every name that went into `sanitize` -> path of its group.
     """
-    tensors = {
-        group.canonical(role): part.names
-        for group in groups.values()
-        for role, part in group.parts.items()
-    }
+    tensors = {name: _sources(name, groups[path]) for name, path in homes.items()}
     expected = skeleton.parameters
     names = _align(lineages, expected, skeleton.modules)
     parameters: dict[str, Parameter] = {}
@@ -80,6 +93,12 @@ def bind(
     used = {each for parameter in parameters.values() for each in parameter.inputs}
     unloaded = tuple(name for name in tensors if name not in used)
     return Binding(parameters, arrays, tuple(problems), tuple(notes), unloaded)
+
+
+def _sources(name: str, group: Group) -> tuple[str, ...]:
+    """The checkpoint's tensors behind a name; what a layout computes comes from its weight."""
+    named = {group.canonical(role): part.names for role, part in group.parts.items()}
+    return named.get(name) or group.parts["weight"].names
 
 
 def _align(
@@ -127,6 +146,15 @@ def _unexpected(
             origin=origin,
             severity="note",
         )
+    leaf = output.rpartition(".")[2]
+    if leaf in FATAL_LEAVES:
+        return Diagnostic(
+            "unsupported-companion",
+            f"'{output}' changes the values of its layer in a way that mlxpipe does not compute",
+            origin=origin,
+            found=FATAL_LEAVES[leaf],
+            help="export the checkpoint with it folded into the weights",
+        )
     near = nearest(output, expected, 2)
     return Diagnostic(
         "unexpected-tensor",
@@ -135,6 +163,15 @@ def _unexpected(
         found=", ".join(sources[:3]),
         expected=("near names: " + ", ".join(near)) if near else "",
         help="rename it with naming.rules, or say with naming.drop that nothing wants it",
+    )
+
+
+def _cache_scale(output: str, sources: tuple[str, ...]) -> Diagnostic:
+    return Diagnostic(
+        "cache-scale",
+        f"'{output}' is left out: the cache is kept in full precision",
+        origin=Origin(sources[0]) if sources else None,
+        severity="note",
     )
 
 

@@ -103,7 +103,8 @@ def _find(plan: Plan, name: str) -> str | None:
         (parameter for parameter in plan.parameters.values() if name in parameter.tensors), None
     )
     if by_tensor is None:
-        return next((module.path for module in plan.modules.values() if name in module.tensors),
-                    None)
+        return next(
+            (module.path for module in plan.modules.values() if name in module.tensors), None
+        )
     path = by_tensor.name.rpartition(".")[0]
     return path if path in plan.modules else by_tensor.name

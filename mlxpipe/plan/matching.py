@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from mlxpipe.errors import Diagnostic, nearest
-from mlxpipe.naming.experts import collapse_path, targets
+from mlxpipe.naming.experts import collapse_path, parse_expert, targets
 from mlxpipe.naming.names import PathIndex, Renaming, matches, strip_leaf
 from mlxpipe.quant.claims import Claim, Reach
 
@@ -19,11 +19,13 @@ class Matched:
         by_module: Path -> claims that apply, in the order of their sources; globals included.
         unmatched: Claims on paths and patterns that fit nothing.
         elsewhere: Claims that fit something that has no scheme to decide -> what it is.
+        problems: Experts of one layer that are claimed to differ.
     """
 
     by_module: Mapping[str, tuple[Claim, ...]]
     unmatched: tuple[Claim, ...]
     elsewhere: tuple[tuple[Claim, str], ...]
+    problems: tuple[Diagnostic, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +33,14 @@ class Namespace:
     """All that a key may mean.
 
     Attributes:
-        modules: Paths with a weight that a scheme can be about.
+        modules: Paths with a weight that a scheme can be about -> all names they go by, those of
+            the checkpoint included.
         index: Finds the module that a path means.
         renaming: The user's rules.
         others: Paths that exist and have no scheme (norms, unloaded tensors) -> what they are.
     """
 
-    modules: tuple[str, ...]
+    modules: Mapping[str, tuple[str, ...]]
     index: PathIndex
     renaming: Renaming
     others: Mapping[str, str]
@@ -49,7 +52,11 @@ class Namespace:
     def meant(self, claim: Claim) -> tuple[str, ...]:
         """The modules that a claim's key means, () for none."""
         if claim.reach is Reach.PATTERN:
-            return tuple(path for path in self.modules if matches(claim.pattern, path))
+            return tuple(
+                path
+                for path, names in self.modules.items()
+                if any(matches(claim.pattern, name, claim.matcher) for name in names)
+            )
         key = strip_leaf(self.renaming.key(strip_leaf(claim.pattern)))
         direct = self.index.find(key)
         if direct is not None:
@@ -59,7 +66,7 @@ class Namespace:
     def other(self, claim: Claim) -> str | None:
         """What else a claim's key means: something that has no scheme."""
         if claim.reach is Reach.PATTERN:
-            hits: Iterable[str] = (path for path in self.others if matches(claim.pattern, path))
+            hits = (path for path in self.others if matches(claim.pattern, path, claim.matcher))
             return next((self.others[path] for path in hits), None)
         key = strip_leaf(self.renaming.key(strip_leaf(claim.pattern)))
         path = self._other_index.find(key)
@@ -82,14 +89,46 @@ def match_claims(claims: Iterable[Claim], namespace: Namespace) -> Matched:
             by_module[path].append(claim)
         if not meant:
             other = namespace.other(claim)
-            if other is None:
+            if other is None and not claim.optional:
                 unmatched.append(claim)
-            else:
+            elif other is not None and not claim.optional:
                 elsewhere.append((claim, other))
+    problems: list[Diagnostic] = []
     return Matched(
-        {path: tuple(found) for path, found in by_module.items()},
+        {path: _unanimous(path, found, problems) for path, found in by_module.items()},
         tuple(unmatched),
         tuple(elsewhere),
+        tuple(problems),
+    )
+
+
+def _unanimous(path: str, claims: list[Claim], problems: list[Diagnostic]) -> tuple[Claim, ...]:
+    """Claims on single experts as one, for a stacked layer has one scheme."""
+    kept: list[Claim] = []
+    experts: dict[str, Claim] = {}
+    for claim in claims:
+        name = parse_expert(claim.pattern) if claim.reach is Reach.PATH else None
+        if name is None or name.index is None:
+            kept.append(claim)
+            continue
+        first = experts.setdefault(claim.source, claim)
+        if first is claim:
+            kept.append(claim)
+        elif first.scheme != claim.scheme:
+            problems.append(_divided(path, first, claim))
+            break
+    return tuple(kept)
+
+
+def _divided(path: str, first: Claim, second: Claim) -> Diagnostic:
+    return Diagnostic(
+        "divided-experts",
+        f"{first.source} declares the experts of '{path}' differently, and a stacked layer has "
+        "one scheme",
+        origin=second.origin,
+        module=path,
+        found=f"'{first.pattern}' {first}, '{second.pattern}' {second}",
+        help="declare one scheme for all of them in the spec's quantization.overrides",
     )
 
 

@@ -20,7 +20,11 @@ class PlannedModule:
     Attributes:
         path: Module path.
         kind: `linear`, `embedding`, `experts`, or `weight` where no architecture told.
-        verdict: The decision and its grounds.
+        verdict: The decision and its grounds; its scheme is what the checkpoint has.
+        layout: The row of `quant.layouts`, "" for a dense weight.
+        landing: What MLX computes, None for a dense weight.
+        variant: The declared variant of the layout.
+        group: Path of the group that holds it in the checkpoint.
         grade: `exact`, `exact_codes` or `lossy`.
         tensors: The checkpoint's tensors that make it.
         nbytes: Bytes of its weight and companions in the checkpoint.
@@ -30,6 +34,10 @@ class PlannedModule:
     path: str
     kind: str
     verdict: Verdict
+    layout: str
+    landing: Scheme | None
+    variant: str
+    group: str
     grade: str
     tensors: tuple[str, ...]
     nbytes: int
@@ -42,7 +50,7 @@ class PlannedModule:
 
     def as_json(self) -> dict[str, Any]:
         """The contracted form: mode, bits, group_size or dense, with grade, source and origin."""
-        scheme = self.verdict.scheme
+        scheme = self.landing
         fields: dict[str, Any] = (
             {"mode": scheme.mode, "bits": scheme.bits, "group_size": scheme.group_size}
             if scheme
@@ -53,6 +61,10 @@ class PlannedModule:
         if self.verdict.problem:
             fields = {"problem": self.verdict.problem.message}
         origin = str(self.verdict.origin) if self.verdict.origin else None
+        if self.verdict.scheme is not None and self.verdict.scheme != self.landing:
+            fields["stored"] = str(self.verdict.scheme)
+        if self.layout not in ("", "mlx"):
+            fields["layout"] = self.layout
         return {**fields, "grade": self.grade, "source": self.verdict.source, "origin": origin}
 
 
@@ -134,6 +146,7 @@ class Plan:
         unmatched: Overrides that fit no module.
         notes: Warnings and notes.
         unloaded: Tensors that the architecture leaves out, and those the spec drops.
+        ignored: Companions that say nothing about the weights, such as scales of activations.
         total_tensors: Tensors in the checkpoint.
         nbytes: Bytes of the tensors that are loaded.
     """
@@ -151,6 +164,7 @@ class Plan:
     unmatched: tuple[Diagnostic, ...]
     notes: tuple[Diagnostic, ...]
     unloaded: tuple[str, ...] = field(repr=False)
+    ignored: tuple[str, ...] = field(repr=False)
     total_tensors: int = 0
     nbytes: int = 0
 
@@ -170,7 +184,7 @@ class Plan:
         modules = self.modules.values()
         return Totals(
             tensors=self.total_tensors,
-            loaded=self.total_tensors - len(self.unloaded),
+            loaded=self.total_tensors - len(self.unloaded) - len(self.ignored),
             nbytes=self.nbytes,
             weights=sum(module.weights for module in modules),
             weight_bytes=sum(module.nbytes for module in modules if module.weights),
@@ -192,6 +206,7 @@ class Plan:
             "unmatched": [item.as_json() for item in self.unmatched],
             "notes": [item.as_json() for item in self.notes],
             "unloaded": len(self.unloaded),
+            "ignored": len(self.ignored),
             "totals": self.totals.as_json(),
         }
 

@@ -1,23 +1,20 @@
 """How a plan is made, step by step, from headers and JSON alone.
 
-The order: group the tensors, place packed experts, ask the architecture, trace its renaming, bind
-names to parameters, gather claims, match them, judge each module, and add it all up.
+The order: group the tensors, survey what there is to decide, gather claims, match them, judge each
+module, and add it all up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from math import prod
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import replace
 
 from mlxpipe.checkpoint import Checkpoint
 from mlxpipe.checkpoint.source import open_source
 from mlxpipe.errors import Diagnostic
 from mlxpipe.naming import conventions
-from mlxpipe.naming.experts import EXPERTS, PLACES, parse_expert, place_experts
-from mlxpipe.naming.groups import Group, group_tensors
-from mlxpipe.naming.names import PathIndex, Renaming, Rule, core
+from mlxpipe.naming.groups import Grouping, group_tensors
+from mlxpipe.naming.names import Renaming, Rule
 from mlxpipe.plan.matching import (
     Matched,
     Namespace,
@@ -25,63 +22,15 @@ from mlxpipe.plan.matching import (
     describe_unmatched,
     match_claims,
 )
-from mlxpipe.plan.plan import Parameter, Plan, PlannedModule, describe_loser
+from mlxpipe.plan.plan import Plan, PlannedModule, describe_loser
+from mlxpipe.plan.survey import Subject, Survey, survey_architecture, survey_names
 from mlxpipe.quant.claims import Claim, Reach, Reading
 from mlxpipe.quant.gather import gather
+from mlxpipe.quant.layouts import EXACT, LOSSY, Layout, landing
 from mlxpipe.quant.merge import Fate, Verdict, judge
-from mlxpipe.quant.verify import FLOATS, Array, Evidence
+from mlxpipe.quant.modes import Scheme
+from mlxpipe.quant.verify import arithmetic
 from mlxpipe.spec import LoadedSpec
-
-if TYPE_CHECKING:
-    from mlxpipe.plan.binding import Binding
-
-EXACT = "exact"
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A module to decide, before anybody's claim is heard.
-
-    Attributes:
-        path: Module path.
-        kind: As in `PlannedModule`.
-        evidence: Its tensors.
-        tensors: Their names in the checkpoint.
-        weights: How many weights it has; 0 where unknown.
-    """
-
-    path: str
-    kind: str
-    evidence: Evidence
-    tensors: tuple[str, ...]
-    weights: int
-
-
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """What there is to decide.
-
-    Attributes:
-        architecture: mlx-lm's module, None without one.
-        subjects: The modules, by path.
-        index: Finds the module meant by a path.
-        others: Paths that exist without a scheme to decide -> what they are.
-        groups: The tensors' groups, placed.
-        parameters: Where each parameter comes from.
-        problems: What does not fit.
-        notes: What was left over.
-        unloaded: Tensors that nothing uses.
-    """
-
-    architecture: str | None
-    subjects: Mapping[str, Subject]
-    index: PathIndex
-    others: Mapping[str, str]
-    groups: Mapping[str, Group]
-    parameters: Mapping[str, Parameter]
-    problems: tuple[Diagnostic, ...] = ()
-    notes: tuple[Diagnostic, ...] = ()
-    unloaded: tuple[str, ...] = ()
 
 
 def make_plan(loaded: LoadedSpec, *, architecture: bool = True) -> Plan:
@@ -112,15 +61,15 @@ def plan_checkpoint(
         checkpoint.tensors, conventions.select(naming.conventions), renaming, naming.drop
     )
     survey = (
-        _survey_architecture(checkpoint, grouping.groups)
+        survey_architecture(checkpoint, grouping.groups)
         if architecture
-        else _survey_names(checkpoint, grouping.groups)
+        else survey_names(checkpoint, grouping.groups)
     )
     reading = gather(loaded, checkpoint, survey.groups)
-    namespace = Namespace(tuple(survey.subjects), survey.index, renaming, survey.others)
-    matched = match_claims(reading.claims, namespace)
+    names = {path: subject.names for path, subject in survey.subjects.items()}
+    matched = match_claims(reading.claims, Namespace(names, survey.index, renaming, survey.others))
     modules = _judge_all(survey.subjects, matched, checkpoint, loaded)
-    return _assemble(loaded, checkpoint, survey, reading, matched, modules, grouping.dropped)
+    return _assemble(loaded, checkpoint, survey, reading, matched, modules, grouping)
 
 
 def _judge_all(
@@ -133,149 +82,75 @@ def _judge_all(
     modules = {}
     for path, subject in subjects.items():
         verdict = judge(path, matched.by_module.get(path, ()), subject.evidence, precedence)
-        nbytes = sum(checkpoint.tensors[name].nbytes for name in subject.tensors)
-        modules[path] = PlannedModule(
-            path, subject.kind, verdict, EXACT, subject.tensors, nbytes, subject.weights
-        )
+        modules[path] = _planned(subject, verdict, checkpoint)
     return modules
 
 
-# --- what there is to decide -----------------------------------------------------------------
-
-
-def _survey_architecture(checkpoint: Checkpoint, groups: Mapping[str, Group]) -> Survey:
-    """The modules of mlx-lm's architecture, with the tensors that feed them."""
-    from mlxpipe.architecture.lineage import trace_sanitize
-    from mlxpipe.architecture.skeleton import build_skeleton
-    from mlxpipe.plan.binding import bind
-
-    skeleton = build_skeleton(checkpoint.config.data)
-    placed = place_experts(groups, PathIndex(skeleton.modules).find)
-    canonical = {
-        group.canonical(role): (part.dtype, part.shape)
-        for group in placed.values()
-        for role, part in group.parts.items()
-    }
-    binding = bind(skeleton, trace_sanitize(skeleton.model, canonical), placed)
-    subjects = {
-        path: _subject(path, module.kind.value, module.weight, binding)
-        for path, module in skeleton.modules.items()
-        if module.quantisable and f"{path}.weight" in binding.arrays
-    }
-    others = {
-        path: f"a {module.class_name}, which cannot be quantised"
-        for path, module in skeleton.modules.items()
-        if not module.quantisable
-    }
-    homes = {
-        group.canonical(role): path
-        for path, group in placed.items()
-        for role in group.parts
-    }
-    left_out = {homes[name] for name in binding.unloaded}
-    others.update((path, "not loaded by this architecture") for path in left_out)
-    others.update(_tied_head(checkpoint, subjects))
-    unloaded = tuple(
-        name
-        for canonical_name in binding.unloaded
-        for name in placed[homes[canonical_name]].parts[
-            canonical_name_role(placed[homes[canonical_name]], canonical_name)
-        ].names
-    )
-    return Survey(
-        skeleton.name,
-        subjects,
-        PathIndex(subjects, _aliases(binding.parameters, homes, subjects)),
-        others,
-        placed,
-        binding.parameters,
-        binding.problems,
-        binding.notes,
-        unloaded,
+def _planned(subject: Subject, verdict: Verdict, checkpoint: Checkpoint) -> PlannedModule:
+    layout = subject.layout
+    landed, grade = _landing(subject, verdict)
+    variant = _variant(layout, verdict)
+    problem = verdict.problem or _unlandable(subject, verdict, landed, grade)
+    if problem is None and layout and layout.variants and not variant and verdict.scheme:
+        problem = _undeclared(subject, layout)
+    return PlannedModule(
+        subject.path,
+        subject.kind,
+        replace(verdict, problem=problem),
+        layout.name if layout else "",
+        landed,
+        variant,
+        subject.group,
+        grade,
+        subject.tensors,
+        sum(checkpoint.tensors[name].nbytes for name in subject.tensors),
+        subject.weights,
     )
 
 
-def canonical_name_role(group: Group, name: str) -> str:
-    """The role that a canonical name has in its group."""
-    return next(role for role in group.parts if group.canonical(role) == name)
+def _landing(subject: Subject, verdict: Verdict) -> tuple[Scheme | None, str]:
+    """What MLX computes, and how faithful that is."""
+    scheme, layout = verdict.scheme, subject.layout
+    if scheme is None or layout is None:
+        return None, EXACT
+    if layout.grade == LOSSY:
+        return (scheme, EXACT) if subject.exact_blocks else (None, LOSSY)
+    width = subject.evidence.in_features
+    return (scheme if width is None else landing(scheme, width)), layout.grade
 
 
-def _subject(path: str, kind: str, weight: tuple[int, ...], binding: Binding) -> Subject:
-    leaves = ("weight", "scales", "biases", "global_scale", "multiplier")
-    names = [f"{path}.{leaf}" for leaf in leaves if f"{path}.{leaf}" in binding.parameters]
-    arrays = binding.arrays
-    evidence = Evidence(
-        arrays[f"{path}.weight"],
-        arrays.get(f"{path}.scales"),
-        arrays.get(f"{path}.biases"),
-        weight[-1],
+def _unlandable(
+    subject: Subject, verdict: Verdict, landed: Scheme | None, grade: str
+) -> Diagnostic | None:
+    if verdict.scheme is None or landed is not None or grade == LOSSY:
+        return None
+    return Diagnostic(
+        "no-kernel",
+        f"MLX has no kernel for '{subject.path}', which is {verdict.scheme}",
+        origin=verdict.origin,
+        module=subject.path,
+        found="\n".join(arithmetic(subject.evidence)),
+        expected="affine groups that 32 divides, or a mode of MLX",
+        help="requantise the checkpoint with groups of 32, 64 or 128",
     )
-    tensors = tuple(t for name in names for t in binding.parameters[name].tensors)
-    return Subject(path, kind, evidence, tensors, prod(weight))
 
 
-def _aliases(
-    parameters: Mapping[str, Parameter], homes: Mapping[str, str], subjects: Iterable[str]
-) -> dict[str, str]:
-    """Paths of the checkpoint -> the module their weight becomes."""
-    aliases = {}
-    for path in subjects:
-        for name in parameters[f"{path}.weight"].inputs:
-            aliases.setdefault(homes[name], path)
-    return aliases
+def _variant(layout: Layout | None, verdict: Verdict) -> str:
+    if layout is None:
+        return ""
+    declared = (judged.claim.variant for judged in verdict.judged)
+    return next((name for name in declared if name in layout.variants), "")
 
 
-def _tied_head(checkpoint: Checkpoint, subjects: Iterable[str]) -> dict[str, str]:
-    """`lm_head`, where the output projection is the embedding: an override of it is dead."""
-    config = checkpoint.config.data
-    text = config.get("text_config")
-    tied = config.get("tie_word_embeddings") or (
-        isinstance(text, dict) and text.get("tie_word_embeddings")
+def _undeclared(subject: Subject, layout: Layout) -> Diagnostic:
+    return Diagnostic(
+        "undeclared-variant",
+        f"nobody says which variant of {layout.name} '{subject.path}' is stored in",
+        module=subject.path,
+        found="; ".join(subject.tensors[:2]),
+        expected="one of " + ", ".join(layout.variants),
+        help="config.json or quantize_config.json has it: quant_method and checkpoint_format",
     )
-    absent = all(core(path) != "lm_head" for path in subjects)
-    return {"lm_head": "tied to the embedding"} if tied or absent else {}
-
-
-def _survey_names(checkpoint: Checkpoint, groups: Mapping[str, Group]) -> Survey:
-    """The modules that the tensors' names suggest, without asking any architecture."""
-    placed = place_experts(groups, lambda path: path if _keeps_place(path) else None)
-    subjects = {}
-    others = {}
-    for path, group in placed.items():
-        weight = group.parts.get("weight")
-        if weight is None or not (group.packed or _looks_linear(weight.dtype, weight.shape)):
-            others[path] = "no weight that could be quantised"
-            continue
-        subjects[path] = _named_subject(path, group)
-    aliases = {
-        place.format(b=name.block, p=name.projection): path
-        for path in subjects
-        if EXPERTS in path and (name := parse_expert(path)) is not None and name.index is None
-        for place in PLACES
-    }
-    others.update(_tied_head(checkpoint, subjects) if "config.json" in checkpoint.files else {})
-    return Survey(None, subjects, PathIndex(subjects, aliases), others, placed, {})
-
-
-def _keeps_place(path: str) -> bool:
-    name = parse_expert(path)
-    return name is not None and "." not in name.projection
-
-
-def _looks_linear(dtype: str, shape: tuple[int, ...]) -> bool:
-    return dtype in FLOATS and len(shape) in (2, 3)
-
-
-def _named_subject(path: str, group: Group) -> Subject:
-    arrays = {
-        role: Array(group.parts[role].dtype, group.parts[role].shape)
-        for role in ("weight", "scales", "biases")
-        if role in group.parts
-    }
-    evidence = Evidence(arrays["weight"], arrays.get("scales"), arrays.get("biases"))
-    names = tuple(name for role in arrays for name in group.parts[role].names)
-    weights = prod(arrays["weight"].shape) if evidence.dense else 0
-    return Subject(path, "weight", evidence, names, weights)
 
 
 # --- adding it up ----------------------------------------------------------------------------
@@ -288,7 +163,7 @@ def _assemble(
     reading: Reading,
     matched: Matched,
     modules: Mapping[str, PlannedModule],
-    dropped: tuple[str, ...],
+    grouping: Grouping,
 ) -> Plan:
     rules = loaded.spec.quantization
     conflicts = (*reading.conflicts, *_losers(modules, Fate.CONFLICT))
@@ -297,9 +172,13 @@ def _assemble(
     problems = [
         *(finding for finding in reading.findings if finding.severity == "error"),
         *survey.problems,
+        *matched.problems,
         *(verdict.problem for verdict in verdicts if verdict.problem is not None),
-        *(_not_quantisable(claim, what) for claim, what in matched.elsewhere if claim.scheme
-          and "cannot be quantised" in what and claim.reach is Reach.PATH),
+        *(
+            _not_quantisable(claim, what)
+            for claim, what in matched.elsewhere
+            if claim.scheme and "cannot be quantised" in what and claim.reach is Reach.PATH
+        ),
     ]
     notes = [
         *(finding for finding in reading.findings if finding.severity != "error"),
@@ -311,8 +190,8 @@ def _assemble(
         problems += conflicts
     if rules.on_unmatched == "error":
         problems += unmatched
-    unloaded = (*dropped, *survey.unloaded)
-    lost = set(unloaded)
+    unloaded = (*grouping.dropped, *survey.unloaded)
+    lost = {*unloaded, *grouping.ignored}
     return Plan(
         name=loaded.name,
         source=checkpoint.label,
@@ -327,6 +206,7 @@ def _assemble(
         unmatched=() if rules.on_unmatched == "ignore" else unmatched,
         notes=tuple(notes),
         unloaded=unloaded,
+        ignored=grouping.ignored,
         total_tensors=len(checkpoint.tensors),
         nbytes=sum(t.nbytes for name, t in checkpoint.tensors.items() if name not in lost),
     )

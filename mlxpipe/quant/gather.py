@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,14 @@ from mlxpipe.checkpoint.json_reader import read_json
 from mlxpipe.errors import Origin, UsageError
 from mlxpipe.naming.groups import Group
 from mlxpipe.naming.names import is_pattern
-from mlxpipe.quant import mlx_dialect, ollama_dialect
+from mlxpipe.quant import dialects, mlx_dialect, ollama_dialect
 from mlxpipe.quant.claims import Block, Claim, Reach, Reading, join
 from mlxpipe.quant.modes import complete
 from mlxpipe.spec import LoadedSpec
 from mlxpipe.spec.reader import read_yaml
 
 
-def gather(
-    loaded: LoadedSpec, checkpoint: Checkpoint, groups: Mapping[str, Group]
-) -> Reading:
+def gather(loaded: LoadedSpec, checkpoint: Checkpoint, groups: Mapping[str, Group]) -> Reading:
     """Read every source that the spec and the checkpoint have.
 
     Args:
@@ -37,10 +35,51 @@ def gather(
         (
             _spec_rules(loaded),
             *(_file(loaded, name) for name in loaded.spec.quantization.sources),
-            mlx_dialect.read_config(_block(config)) if config else Reading(),
+            *_config(config),
+            *_sidecars(checkpoint),
             ollama_dialect.read_metadata(_blobs(checkpoint, groups.values())),
         )
     )
+
+
+#: Where config.json may hold another producer's block.
+FOREIGN_PLACES = (
+    ("text_config", "compression_config"),
+    ("text_config", "quantization_config"),
+    ("compression_config",),
+    ("quantization_config",),
+)
+
+
+def _config(document: JsonDocument | None) -> list[Reading]:
+    """What config.json declares: another producer's block first, so that mlx-lm's own wins."""
+    if document is None:
+        return []
+    whole = _block(document)
+    foreign = [
+        dialects.read_block(Block(block, _below(document, path)), "config")
+        for path in FOREIGN_PLACES
+        if isinstance(block := _at(document.data, path), Mapping) and mlx_dialect.is_foreign(block)
+    ]
+    return [*foreign[-1:], mlx_dialect.read_config(whole)]
+
+
+def _sidecars(checkpoint: Checkpoint) -> list[Reading]:
+    return [
+        dialects.read_sidecar(name, _block(document))
+        for name in dialects.SIDECARS
+        if (document := checkpoint.document(name)) is not None
+    ]
+
+
+def _at(data: Any, path: tuple[str, ...]) -> Any:
+    for segment in path:
+        data = data.get(segment) if isinstance(data, Mapping) else None
+    return data
+
+
+def _below(document: JsonDocument, prefix: tuple[str, ...]) -> Callable[[tuple[str, ...]], Origin]:
+    return lambda below: document.origin(json_pointer(*prefix, *below))
 
 
 def _block(document: JsonDocument) -> Block:
@@ -80,8 +119,10 @@ def _file(loaded: LoadedSpec, name: str) -> Reading:
             found=declared,
             help="paths are relative to the spec",
         )
-    block = _yaml_block(path, declared) if path.suffix in (".yaml", ".yml") else _json_block(
-        path, declared
+    block = (
+        _yaml_block(path, declared)
+        if path.suffix in (".yaml", ".yml")
+        else _json_block(path, declared)
     )
     return mlx_dialect.read_block(block, name, patterns=True)
 

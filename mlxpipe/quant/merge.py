@@ -200,9 +200,7 @@ def _fate_beside_error(claim: Claim, evidence: Evidence) -> Judged:
     return Judged(claim, Fate.STALE if reason else Fate.OVERRULED, reason or "fits the tensors")
 
 
-def _contradiction(
-    path: str, judged: list[Judged], evidence: Evidence, reason: str
-) -> Diagnostic:
+def _contradiction(path: str, judged: list[Judged], evidence: Evidence, reason: str) -> Diagnostic:
     winner = judged[0].claim
     # A global would not win whatever the precedence says.
     fitting = next(
@@ -248,8 +246,7 @@ def _advice(path: str, winner: Claim, fitting: Claim | None, evidence: Evidence)
         return f"by the tensors it is {schemes}: override it in the spec with the right one"
     if evidence.dense:
         return (
-            "override it in the spec: quantization.overrides: "
-            f'[{{match: "{path}", dense: true}}]'
+            f'override it in the spec: quantization.overrides: [{{match: "{path}", dense: true}}]'
         )
     return "the tensors fit no scheme of MLX; look for a damaged or half-converted checkpoint"
 

@@ -142,6 +142,5 @@ def _strangers(blob: Blob) -> list[Diagnostic]:
             severity="warning",
         )
         for key in blob.metadata
-        if key.endswith(".quant_type")
-        and (tensor := key.removesuffix(".quant_type")) not in known
+        if key.endswith(".quant_type") and (tensor := key.removesuffix(".quant_type")) not in known
     ]

@@ -13,9 +13,10 @@ known, and several affine schemes share it (4/64 = 8/32 = 2/128).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mlxpipe.quant.modes import MODES, Scheme
+from mlxpipe.quant.modes import MODES, ROW, Scheme
 
 FLOATS = frozenset({"BF16", "F16", "F32", "F64"})
 BYTES = frozenset({"U8", "F8_E4M3", "F8_E8M0"})
@@ -78,7 +79,8 @@ def solutions(evidence: Evidence) -> tuple[Scheme, ...]:
     """Every scheme that the tensors can be; one, where `in_features` is known and they fit."""
     if evidence.dense or flaw(evidence):
         return ()
-    return tuple(scheme for scheme in _ALL if not contradiction(scheme, evidence))
+    fitting = tuple(scheme for scheme in _ALL if not contradiction(scheme, evidence))
+    return fitting or tuple(_beyond_kernels(evidence))
 
 
 _ALL = tuple(
@@ -87,6 +89,20 @@ _ALL = tuple(
     for bits in mode.bits
     for size in mode.group_sizes
 )
+
+
+def _beyond_kernels(evidence: Evidence) -> Iterator[Scheme]:
+    """Affine schemes with groups that MLX has no kernel for, but that `landing` can divide."""
+    width = evidence.in_features
+    assert evidence.scales is not None
+    groups = evidence.scales.shape[-1]
+    if width is None or width % groups:
+        return
+    size = ROW if groups == 1 else width // groups
+    for bits in MODES["affine"].bits:
+        scheme = Scheme("affine", bits, size)
+        if not contradiction(scheme, evidence):
+            yield scheme
 
 
 def contradiction(scheme: Scheme | None, evidence: Evidence) -> str:
@@ -121,6 +137,8 @@ def _size_contradiction(scheme: Scheme, evidence: Evidence) -> str:
     assert evidence.scales is not None
     packed, groups = evidence.weight.shape[-1], evidence.scales.shape[-1]
     width = evidence.in_features
+    if scheme.group_size == ROW:
+        return _row_contradiction(scheme, evidence)
     if width is None:
         ratio = WORD * packed / groups
         wanted = scheme.bits * scheme.group_size
@@ -130,6 +148,17 @@ def _size_contradiction(scheme: Scheme, evidence: Evidence) -> str:
         return f"bits = 32·{packed}/{width} = {bits:g}, not {scheme.bits}"
     if size != scheme.group_size:
         return f"group_size = {width}/{groups} = {size:g}, not {scheme.group_size}"
+    return ""
+
+
+def _row_contradiction(scheme: Scheme, evidence: Evidence) -> str:
+    assert evidence.scales is not None
+    packed, groups = evidence.weight.shape[-1], evidence.scales.shape[-1]
+    width = evidence.in_features
+    if groups != 1:
+        return f"{groups} groups in a row, not one"
+    if width is not None and WORD * packed != scheme.bits * width:
+        return f"bits = 32·{packed}/{width} = {WORD * packed / width:g}, not {scheme.bits}"
     return ""
 
 

@@ -47,6 +47,14 @@ _FATES = {
 }
 
 
+class PipedConsole(Console):
+    """A console that passes a broken pipe on, where rich's own would end the program with 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Called while the BrokenPipeError is being handled."""
+        raise
+
+
 def visible(text: str) -> str:
     """The text with control characters (but newline and tab) replaced by their code."""
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
@@ -297,8 +305,12 @@ class ConsoleReporter(Reporter):
     def text(self, piece: str) -> None:
         """Print a piece of generated text at once."""
         if self._out is not None and piece:
-            self._out.file.write(visible(piece))
-            self._out.file.flush()
+            try:
+                self._out.file.write(visible(piece))
+                self._out.file.flush()
+            except BrokenPipeError:
+                # Whoever read along went away; the run and its record go on.
+                self._out = None
 
     def message(self, text: str) -> None:
         """Print a line for people."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def run(context: Context, number: int, folder: Path) -> Outcome:
             origin=context.origin(number, "data"),
             found=f"{len(ids)} tokens",
         )
-    nats = tokens = size = 0
+    nats = 0.0
+    tokens = size = 0
     with context.reporter.bar("perplexity", len(windows), "windows") as advance:
         for done, window in enumerate(windows, 1):
             nats += negative_log_likelihood(context.model, ids, window, bos)
@@ -98,13 +100,11 @@ def tokenise(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]
     """
     inner = getattr(tokenizer, "_tokenizer", tokenizer)
     if getattr(inner, "is_fast", False):
-        encoded = inner(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
+        encoded = inner(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return list(encoded["input_ids"]), [tuple(span) for span in encoded["offset_mapping"]]
     ids = list(tokenizer.encode(text, add_special_tokens=False))
     marks = [round(place * len(text) / max(1, len(ids))) for place in range(len(ids) + 1)]
-    return ids, list(zip(marks, marks[1:], strict=False))
+    return ids, list(pairwise(marks))
 
 
 def _bos(context: Context, task: PerplexityTask, number: int) -> int | None:
@@ -130,5 +130,4 @@ def negative_log_likelihood(
     logits = model(tokens[:, :-1])[0, first - 1 :].astype(mx.float32)
     targets = tokens[0, first:]
     picked = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    total: float = mx.sum(mx.logsumexp(logits, axis=-1) - picked).item()
-    return total
+    return float(mx.sum(mx.logsumexp(logits, axis=-1) - picked).item())  # type: ignore[arg-type]

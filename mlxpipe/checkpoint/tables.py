@@ -1,0 +1,51 @@
+"""Small tables of numbers that a plan may read: scales of blocks, never weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mlxpipe.checkpoint.inventory import Checkpoint
+
+#: Beyond this many bytes of tables a plan does not look.
+LIMIT = 64 << 20
+
+#: dtype -> (bytes of a value, mask of the bits that are not its exponent): a value is a power of
+#: two if they are all zero.
+_NOT_EXPONENT = {"F32": (4, 0x807FFFFF), "BF16": (2, 0x807F), "F16": (2, 0x83FF)}
+
+#: dtype -> mask of its exponent, which must be neither 0 nor all ones: a normal number.
+_EXPONENT = {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
+
+
+def powers_of_two(checkpoint: Checkpoint, names: Iterable[str]) -> bool | None:
+    """Whether every value of some tensors is a normal positive power of two.
+
+    Args:
+        checkpoint: The open checkpoint.
+        names: Tensors of scales.
+
+    Returns:
+        The answer; None where the tables are too large to read, or of another dtype. E8M0 holds
+        nothing but powers of two.
+    """
+    tensors = [checkpoint.tensors[name] for name in names]
+    if all(tensor.dtype == "F8_E8M0" for tensor in tensors):
+        return True
+    known = all(tensor.dtype in _NOT_EXPONENT for tensor in tensors)
+    if not known or sum(tensor.nbytes for tensor in tensors) > LIMIT:
+        return None
+    for tensor in tensors:
+        with checkpoint.shards[tensor.shard].path.open("rb") as file:
+            file.seek(tensor.start)
+            data = file.read(tensor.nbytes)
+        if not _all_powers(data, tensor.dtype):
+            return False
+    return True
+
+
+def _all_powers(data: bytes, dtype: str) -> bool:
+    width, rest = _NOT_EXPONENT[dtype]
+    exponent = _EXPONENT[dtype]
+    values = {data[at : at + width] for at in range(0, len(data), width)}
+    numbers = (int.from_bytes(value, "little") for value in values)
+    return all(not number & rest and 0 < number & exponent < exponent for number in numbers)

@@ -1,0 +1,270 @@
+"""Producers' bytes as MLX's arrays, lazily, one function for each row of `quant.layouts`.
+
+Every function takes the group's arrays by role and a `Packing`, and gives the parameters of a
+packed layer: weight U32, scales, and where there are biases, multiplier and permutation. Shapes are
+for W[o, i]; experts have a leading axis E on everything. Nothing is computed until MLX evaluates
+the result, so memory stays bounded by one tensor at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from mlxpipe.quant.modes import ROW, Scheme
+
+Arrays = Mapping[str, mx.array]
+
+WORD = 32
+
+#: Where AWQ puts the eight 4-bit codes of a word: code k is in nibble AWQ_ORDER[k].
+AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
+
+#: E8M0 for 2^0.
+E8M0_ONE = 127
+
+#: What GPTQ's first format leaves off its zero points.
+GPTQ_V1_OFFSET = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """What the plan decided about a group.
+
+    Attributes:
+        scheme: What the checkpoint has.
+        landing: What MLX computes, None for a dense weight.
+        variant: The declared variant of the layout, "" where there is none.
+        in_features: Columns of the logical weight.
+        dtype: What offsets and dense weights are rounded to; None: the producer's 16 bits.
+    """
+
+    scheme: Scheme
+    landing: Scheme | None
+    variant: str
+    in_features: int
+    dtype: mx.Dtype | None = None
+
+
+# --- bits ------------------------------------------------------------------------------------
+
+
+def unpack(words: mx.array, bits: int, count: int) -> mx.array:
+    """The first `count` codes of an LSB-first stream: U32 [..., n] -> U32 [..., count]."""
+    start = mx.arange(count, dtype=mx.uint32) * bits
+    low, shift = start // WORD, start % WORD
+    high = mx.minimum(low + 1, words.shape[-1] - 1)
+    wide = words.astype(mx.uint64)
+    pair = wide[..., low] | (wide[..., high] << 32)
+    return ((pair >> shift.astype(mx.uint64)) & ((1 << bits) - 1)).astype(mx.uint32)
+
+
+def pack(codes: mx.array, bits: int) -> mx.array:
+    """Codes as an LSB-first stream: U32 [..., i] -> U32 [..., i * bits / 32].
+
+    i * bits must be a multiple of 32, and i of 32 where codes cross words.
+    """
+    if WORD % bits == 0:
+        return _merge(codes, WORD // bits, bits)
+    # 32 codes fill `bits` words exactly: lay their bits out, then gather 32 to a word.
+    places = mx.arange(bits, dtype=mx.uint32)
+    single = (codes[..., None] >> places) & 1
+    return _merge(single.flatten(-2), WORD, 1)
+
+
+def _merge(codes: mx.array, count: int, bits: int) -> mx.array:
+    shifts = mx.arange(count, dtype=mx.uint32) * bits
+    grouped = codes.reshape(*codes.shape[:-1], -1, count)
+    return (grouped << shifts).sum(axis=-1).astype(mx.uint32)
+
+
+# --- affine ----------------------------------------------------------------------------------
+
+
+def _affine(
+    weight: mx.array, scales: mx.array, zero_points: mx.array, packing: Packing
+) -> dict[str, mx.array]:
+    """Codes q with (q - z)·s as MLX's s·q + β, β = -z·s, on groups that a kernel has."""
+    assert packing.landing is not None
+    biases = -(zero_points.astype(mx.float32) * scales.astype(mx.float32))
+    size = packing.in_features if packing.scheme.group_size == ROW else packing.scheme.group_size
+    repeats = size // packing.landing.group_size
+    # Both in one dtype, or MLX would promote its results.
+    dtype = packing.dtype or scales.dtype
+    triple = {"weight": weight, "scales": scales.astype(dtype), "biases": biases.astype(dtype)}
+    if repeats > 1:
+        triple["scales"] = mx.repeat(triple["scales"], repeats, axis=-1)
+        triple["biases"] = mx.repeat(triple["biases"], repeats, axis=-1)
+    return triple
+
+
+def packed_integers(arrays: Arrays, packing: Packing) -> dict[str, mx.array]:
+    """weight I32 [o, i·b/32], scales [o, groups], zero_points I32 [o·b/32, groups] if asymmetric.
+
+    The zero points are packed along their first axis, so they are unpacked transposed.
+    """
+    bits, scales = packing.scheme.bits, arrays["scales"]
+    if "zero_points" in arrays:
+        words = arrays["zero_points"].swapaxes(-1, -2).view(mx.uint32)
+        zero_points = unpack(words, bits, scales.shape[-2]).swapaxes(-1, -2)
+    else:
+        zero_points = mx.full(scales.shape, 1 << (bits - 1), dtype=mx.uint32)
+    triple = _affine(arrays["weight"].view(mx.uint32), scales, zero_points, packing)
+    if "order" in arrays:
+        return reorder(triple, arrays["order"], packing)
+    return triple
+
+
+def gptq(arrays: Arrays, packing: Packing) -> dict[str, mx.array]:
+    """weight I32 [i·b/32, o], zero_points I32 [groups, o·b/32], scales [groups, o], order [i].
+
+    The first format stores z - 1, `gptq_v2` the true z.
+    """
+    bits = packing.scheme.bits
+    weight = mx.contiguous(arrays["weight"].swapaxes(-1, -2)).view(mx.uint32)
+    scales = mx.contiguous(arrays["scales"].swapaxes(-1, -2))
+    zero_points = _gptq_zero_points(arrays, bits, scales)
+    if packing.variant != "gptq_v2" and "zero_points" in arrays:
+        zero_points = zero_points + GPTQ_V1_OFFSET
+    triple = _affine(weight, scales, zero_points, packing)
+    if "order" in arrays:
+        return reorder(triple, arrays["order"], packing)
+    return triple
+
+
+def _gptq_zero_points(arrays: Arrays, bits: int, scales: mx.array) -> mx.array:
+    """[o, groups]; symmetric weights may come without."""
+    if "zero_points" not in arrays:
+        return mx.full(scales.shape, 1 << (bits - 1), dtype=mx.uint32)
+    words = arrays["zero_points"].view(mx.uint32)
+    return unpack(words, bits, scales.shape[-2]).swapaxes(-1, -2)
+
+
+def awq(arrays: Arrays, packing: Packing) -> dict[str, mx.array]:
+    """weight I32 [i, o/8], zero_points I32 [groups, o/8], scales [groups, o]; 4 bits."""
+    weight = pack(mx.contiguous(_awq_codes(arrays["weight"]).swapaxes(-1, -2)), 4)
+    scales = mx.contiguous(arrays["scales"].swapaxes(-1, -2))
+    if "zero_points" in arrays:
+        zero_points = _awq_codes(arrays["zero_points"]).swapaxes(-1, -2)
+    else:
+        zero_points = mx.full(scales.shape, 8, dtype=mx.uint32)
+    return _affine(weight, scales, zero_points, packing)
+
+
+def _awq_codes(words: mx.array) -> mx.array:
+    """I32 [..., n] -> codes U32 [..., 8n] in their logical order."""
+    shifts = mx.array(AWQ_ORDER, dtype=mx.uint32) * 4
+    codes = (words.view(mx.uint32)[..., None] >> shifts) & 15
+    return codes.flatten(-2)
+
+
+def reorder(triple: dict[str, mx.array], order: mx.array, packing: Packing) -> dict[str, mx.array]:
+    """Columns sorted by their group, with the permutation that inputs then need.
+
+    `order` [i] is the group of each column. Where it is i // group_size it says nothing and goes.
+    It is the one thing read here before the graph is complete: i numbers.
+    """
+    groups = order.astype(mx.int32)
+    size = packing.in_features if packing.scheme.group_size == ROW else packing.scheme.group_size
+    trivial = mx.arange(packing.in_features, dtype=mx.int32) // size
+    if mx.array_equal(groups, mx.broadcast_to(trivial, groups.shape)).item():
+        return triple
+    if groups.ndim > 1:
+        raise ValueError("experts with an activation order of their own have no MLX form")
+    permutation = mx.argsort(groups)
+    if not mx.array_equal(groups[permutation], trivial).item():
+        raise ValueError("its activation order has groups of unequal size")
+    codes = unpack(triple["weight"], packing.scheme.bits, packing.in_features)
+    weight = pack(codes[..., permutation], packing.scheme.bits)
+    return {**triple, "weight": weight, "permutation": permutation}
+
+
+# --- floating point --------------------------------------------------------------------------
+
+
+def packed_float4(arrays: Arrays, packing: Packing) -> dict[str, mx.array]:
+    """weight U8 [o, i/2], scales E4M3 or E8M0 [o, groups]; a multiplier or divisor for nvfp4."""
+    triple = {
+        "weight": arrays["weight"].view(mx.uint32),
+        "scales": arrays["scales"],
+    }
+    if "multiplier" in arrays:
+        triple["multiplier"] = _per_tensor(arrays["multiplier"], arrays["weight"])
+    if "divisor" in arrays:
+        divisor = _per_tensor(arrays["divisor"], arrays["weight"])
+        triple["multiplier"] = 1.0 / divisor.astype(mx.float32)
+    return triple
+
+
+def _per_tensor(factor: mx.array, weight: mx.array) -> mx.array:
+    """[] or [1] as []; for experts [E] or [E, 1] as [E]."""
+    return factor.reshape(weight.shape[:-2])
+
+
+def float8(arrays: Arrays, packing: Packing) -> dict[str, mx.array]:
+    """weight E4M3 [o, i], scales [], [1], [o] or [o, 1]: mxfp8 of unit scales, times them."""
+    weight = arrays["weight"]
+    unit = mx.full((*weight.shape[:-1], weight.shape[-1] // WORD), E8M0_ONE, dtype=mx.uint8)
+    scales = arrays["scales"]
+    lead, rows = weight.shape[:-2], weight.shape[-2]
+    per_row = scales.size == rows * _product(lead) and scales.shape != (*lead, 1)
+    factor = scales.reshape((*lead, rows) if per_row else lead)
+    return {"weight": weight.view(mx.uint32), "scales": unit, "multiplier": factor}
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def float8_blocks(arrays: Arrays, packing: Packing) -> dict[str, mx.array]:
+    """weight E4M3 [o, i], scales [⌈o/B⌉, ⌈i/B⌉]: mxfp8 if powers of two, else a dense weight."""
+    weight, scales = arrays["weight"], arrays["scales"]
+    if packing.landing is not None:
+        exponents = mx.round(mx.log2(_scales_as_float(scales))) + E8M0_ONE
+        return {
+            "weight": weight.view(mx.uint32),
+            "scales": spread(exponents.astype(mx.uint8), weight.shape, WORD),
+        }
+    values = mx.from_fp8(weight, dtype=mx.float32) * spread(
+        _scales_as_float(scales), weight.shape, 1
+    )
+    return {"weight": values.astype(packing.dtype or mx.bfloat16)}
+
+
+def _scales_as_float(scales: mx.array) -> mx.array:
+    """E8M0 bytes as numbers, others in float32."""
+    if scales.dtype == mx.uint8:
+        return mx.power(2.0, scales.astype(mx.float32) - E8M0_ONE)
+    return scales.astype(mx.float32)
+
+
+def spread(blocks: mx.array, shape: tuple[int, ...], step: int) -> mx.array:
+    """A value per block as one per row and `step` columns: [⌈o/B⌉, ⌈i/B⌉] -> [o, i/step]."""
+    rows, columns = shape[-2], shape[-1]
+    tall = _block_size(rows, blocks.shape[-2])
+    wide = _block_size(columns, blocks.shape[-1])
+    full = mx.repeat(mx.repeat(blocks, tall, axis=-2), max(1, wide // step), axis=-1)
+    return full[..., :rows, : columns // step]
+
+
+def _block_size(length: int, blocks: int) -> int:
+    """The power of two that cuts `length` into `blocks` blocks, the last one perhaps short."""
+    size = 1
+    while -(-length // size) > blocks:
+        size *= 2
+    return size
+
+
+CONVERTERS: Mapping[str, Callable[[Arrays, Packing], dict[str, mx.array]]] = {
+    "packed_integers": packed_integers,
+    "packed_float4": packed_float4,
+    "float8": float8,
+    "float8_blocks": float8_blocks,
+    "awq": awq,
+    "gptq": gptq,
+}

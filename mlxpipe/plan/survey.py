@@ -1,0 +1,287 @@
+"""What there is to decide: the modules, their tensors and the names they go by.
+
+With an architecture the modules are mlx-lm's, and its `sanitize` tells which tensors feed them.
+Without one (`check`, which needs no MLX) the tensors' names suggest them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from mlxpipe.checkpoint import Checkpoint
+from mlxpipe.checkpoint.tables import powers_of_two
+from mlxpipe.errors import Diagnostic, Origin
+from mlxpipe.naming.experts import EXPERTS, PLACES, parse_expert, place_experts
+from mlxpipe.naming.groups import Group
+from mlxpipe.naming.names import PathIndex, core
+from mlxpipe.plan.plan import Parameter
+from mlxpipe.quant.layouts import (
+    LAYOUTS,
+    LOSSY,
+    PACKED_ROLES,
+    Layout,
+    arrays_of,
+    recognise,
+)
+from mlxpipe.quant.verify import FLOATS, Array, Evidence
+
+if TYPE_CHECKING:
+    from mlxpipe.architecture.skeleton import Module
+    from mlxpipe.plan.binding import Binding
+
+#: Leaves of a packed module's parameters that make its weight.
+WEIGHT_LEAVES = ("weight", "scales", "biases", "global_scale", "multiplier")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A module to decide, before anybody's claim is heard.
+
+    Attributes:
+        path: Module path.
+        kind: As in `PlannedModule`.
+        evidence: Its tensors, in MLX's terms.
+        tensors: Their names in the checkpoint.
+        weights: How many weights it has; 0 where unknown.
+        layout: How its producer packs it, None for a dense weight.
+        group: Path of its group in the checkpoint.
+        exact_blocks: Whether the scales of its blocks are powers of two, where it has blocks.
+    """
+
+    path: str
+    kind: str
+    evidence: Evidence
+    tensors: tuple[str, ...]
+    weights: int
+    layout: Layout | None = None
+    group: str = ""
+    exact_blocks: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every path that a key may call it by."""
+        stored = self.tensors[0].rpartition(".")[0] if self.tensors else ""
+        return tuple(dict.fromkeys(name for name in (self.path, self.group, stored) if name))
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What there is to decide.
+
+    Attributes:
+        architecture: mlx-lm's module, None without one.
+        subjects: The modules, by path.
+        index: Finds the module meant by a path.
+        others: Paths that exist without a scheme to decide -> what they are.
+        groups: The tensors' groups, placed.
+        parameters: Where each parameter comes from.
+        problems: What does not fit.
+        notes: What was left over.
+        unloaded: Tensors that nothing uses.
+    """
+
+    architecture: str | None
+    subjects: Mapping[str, Subject]
+    index: PathIndex
+    others: Mapping[str, str]
+    groups: Mapping[str, Group]
+    parameters: Mapping[str, Parameter]
+    problems: tuple[Diagnostic, ...] = ()
+    notes: tuple[Diagnostic, ...] = ()
+    unloaded: tuple[str, ...] = ()
+
+
+def survey_architecture(checkpoint: Checkpoint, groups: Mapping[str, Group]) -> Survey:
+    """The modules of mlx-lm's architecture, with the tensors that feed them."""
+    from mlxpipe.architecture.lineage import trace_sanitize
+    from mlxpipe.architecture.skeleton import build_skeleton
+    from mlxpipe.plan.binding import bind
+
+    skeleton = build_skeleton(checkpoint.config.data)
+    placed = place_experts(groups, PathIndex(skeleton.modules).find)
+    exact = _exact_blocks(checkpoint, placed)
+    canonical = {
+        name: array
+        for path, group in placed.items()
+        for name, array in _canonical(group, exact_blocks=path in exact).items()
+    }
+    lineages = trace_sanitize(
+        skeleton.model, {name: (each.dtype, each.shape) for name, each in canonical.items()}
+    )
+    homes = {
+        name: path
+        for path, group in placed.items()
+        for name in _canonical(group, exact_blocks=path in exact)
+    }
+    binding = bind(skeleton, lineages, placed, homes)
+    subjects = {
+        path: _subject(module, binding, placed, homes, path_exact=exact)
+        for path, module in skeleton.modules.items()
+        if module.quantisable and f"{path}.weight" in binding.arrays
+    }
+    others = {
+        path: f"a {module.class_name}, which cannot be quantised"
+        for path, module in skeleton.modules.items()
+        if not module.quantisable
+    }
+    left_out = {homes[name] for name in binding.unloaded}
+    others.update((path, "not loaded by this architecture") for path in left_out)
+    others.update(_tied_head(checkpoint, subjects))
+    return Survey(
+        skeleton.name,
+        subjects,
+        PathIndex(subjects, _aliases(binding.parameters, homes, subjects)),
+        others,
+        placed,
+        binding.parameters,
+        (*_unknown_packings(placed), *binding.problems),
+        binding.notes,
+        tuple(name for each in binding.unloaded for name in _tensors(placed[homes[each]], each)),
+    )
+
+
+def _exact_blocks(checkpoint: Checkpoint, groups: Mapping[str, Group]) -> frozenset[str]:
+    """Groups whose blocks of FP8 have scales that are all powers of two: mxfp8 holds them."""
+    return frozenset(
+        path
+        for path, group in groups.items()
+        if (layout := recognise(group)) is not None
+        and layout.grade == LOSSY
+        and powers_of_two(checkpoint, group.parts["scales"].names)
+    )
+
+
+def _canonical(group: Group, *, exact_blocks: bool) -> dict[str, Array]:
+    """What goes to the architecture for a group: name -> dtype and shape."""
+    arrays = arrays_of(group)
+    layout = recognise(group)
+    if layout is None or layout.name == "mlx":
+        return {group.canonical(role): array for role, array in arrays.items()}
+    amounts = layout.amounts_to(arrays)
+    if layout.grade == LOSSY and not exact_blocks:
+        amounts = {"weight": Array("BF16", arrays["weight"].shape)}
+    rest = {role: array for role, array in arrays.items() if role not in PACKED_ROLES}
+    return {group.canonical(role): array for role, array in {**amounts, **rest}.items()}
+
+
+def _tensors(group: Group, canonical: str) -> tuple[str, ...]:
+    """The checkpoint's tensors behind a canonical name of a group."""
+    named = {group.canonical(role): part.names for role, part in group.parts.items()}
+    return named.get(canonical, ())
+
+
+def _unknown_packings(groups: Mapping[str, Group]) -> Iterator[Diagnostic]:
+    for group in groups.values():
+        if group.packed and recognise(group) is None:
+            arrays = ", ".join(f"{role} {array}" for role, array in arrays_of(group).items())
+            yield Diagnostic(
+                "unknown-packing",
+                f"the tensors of '{group.path}' are packed in no way that is known",
+                origin=Origin(group.parts["weight"].names[0]),
+                module=group.path,
+                found=arrays,
+                expected="one of the layouts: " + ", ".join(row.name for row in LAYOUTS),
+            )
+
+
+def _subject(
+    module: Module,
+    binding: Binding,
+    groups: Mapping[str, Group],
+    homes: Mapping[str, str],
+    path_exact: frozenset[str],
+) -> Subject:
+    path, arrays = module.path, binding.arrays
+    group = groups[homes[binding.parameters[f"{path}.weight"].inputs[0]]]
+    layout = recognise(group)
+    roles = {role: arrays.get(f"{path}.{role}") for role in ("weight", "scales", "biases")}
+    if layout is not None and layout.grade == LOSSY:
+        roles = {"biases": None, **layout.amounts_to(arrays_of(group))}
+    weight = roles["weight"]
+    assert weight is not None
+    names = [f"{path}.{leaf}" for leaf in WEIGHT_LEAVES if f"{path}.{leaf}" in binding.parameters]
+    own = (tensor for name in names for tensor in binding.parameters[name].tensors)
+    foreign = (
+        name
+        for role, part in group.parts.items()
+        if layout is not None and layout.name != "mlx" and role in PACKED_ROLES
+        for name in part.names
+    )
+    return Subject(
+        path,
+        module.kind.value,
+        Evidence(weight, roles["scales"], roles["biases"], module.weight[-1]),
+        tuple(dict.fromkeys((*own, *foreign))),
+        prod(module.weight),
+        layout,
+        group.path,
+        group.path in path_exact,
+    )
+
+
+def _aliases(
+    parameters: Mapping[str, Parameter], homes: Mapping[str, str], subjects: Iterable[str]
+) -> dict[str, str]:
+    """Paths of the checkpoint -> the module their weight becomes."""
+    aliases: dict[str, str] = {}
+    for path in subjects:
+        for name in parameters[f"{path}.weight"].inputs:
+            aliases.setdefault(homes[name], path)
+    return aliases
+
+
+def _tied_head(checkpoint: Checkpoint, subjects: Iterable[str]) -> dict[str, str]:
+    """`lm_head`, where the output projection is the embedding: an override of it is dead."""
+    config = checkpoint.config.data
+    text = config.get("text_config")
+    tied = config.get("tie_word_embeddings") or (
+        isinstance(text, dict) and text.get("tie_word_embeddings")
+    )
+    absent = all(core(path) != "lm_head" for path in subjects)
+    return {"lm_head": "tied to the embedding"} if tied or absent else {}
+
+
+def survey_names(checkpoint: Checkpoint, groups: Mapping[str, Group]) -> Survey:
+    """The modules that the tensors' names suggest, without asking any architecture."""
+    placed = place_experts(groups, lambda path: path if _keeps_place(path) else None)
+    subjects = {}
+    others = {}
+    for path, group in placed.items():
+        weight = group.parts.get("weight")
+        if weight is None or not (group.packed or _looks_linear(weight.dtype, weight.shape)):
+            others[path] = "no weight that could be quantised"
+            continue
+        subjects[path] = _named_subject(path, group)
+    aliases = {
+        place.format(b=name.block, p=name.projection): path
+        for path in subjects
+        if EXPERTS in path and (name := parse_expert(path)) is not None and name.index is None
+        for place in PLACES
+    }
+    others.update(_tied_head(checkpoint, subjects) if "config.json" in checkpoint.files else {})
+    problems = tuple(_unknown_packings(placed))
+    return Survey(None, subjects, PathIndex(subjects, aliases), others, placed, {}, problems)
+
+
+def _keeps_place(path: str) -> bool:
+    name = parse_expert(path)
+    return name is not None and "." not in name.projection
+
+
+def _looks_linear(dtype: str, shape: tuple[int, ...]) -> bool:
+    return dtype in FLOATS and len(shape) in (2, 3)
+
+
+def _named_subject(path: str, group: Group) -> Subject:
+    layout = recognise(group)
+    arrays = arrays_of(group)
+    known = layout.amounts_to(arrays) if layout else arrays
+    evidence = Evidence(known["weight"], known.get("scales"), known.get("biases"))
+    names = tuple(
+        name for role, part in group.parts.items() if role in PACKED_ROLES for name in part.names
+    )
+    weights = prod(arrays["weight"].shape) if evidence.dense else 0
+    return Subject(path, "weight", evidence, names, weights, layout, path)
