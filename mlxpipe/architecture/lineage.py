@@ -141,7 +141,7 @@ def _record(
         return [result[name] for name in wanted]
 
     try:
-        mx.export_function(events.append, outputs, **placeholders)
+        mx.export_function(events.append, outputs, (), dict(placeholders))
     except (RuntimeError, ValueError) as error:  # MLX refuses to evaluate what it records
         raise PlanError(
             "sanitize-evaluates",

@@ -89,7 +89,7 @@ class PackedEmbedding(nn.QuantizedEmbedding):
         factor = self.get("multiplier")
         if factor is None:
             return rows
-        return rows * (factor if factor.ndim == 0 else factor[x][..., None]).astype(rows.dtype)
+        return rows * (factor if factor.size == 1 else factor[x][..., None]).astype(rows.dtype)
 
     def as_linear(self, x: mx.array) -> mx.array:
         """[..., dims] -> logits [..., num_embeddings]."""

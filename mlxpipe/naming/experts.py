@@ -9,12 +9,11 @@ layer may live below the block, and what producers call its projections.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from mlxpipe.errors import Origin, PlanError
-from mlxpipe.naming.groups import Group, Part
-
-EXPERTS = ".experts."
+from mlxpipe.naming.groups import ANY_EXPERT, Group, Part
+from mlxpipe.naming.names import EXPERTS, parse_expert
 
 #: Where an architecture keeps the projection `{p}` of the block at `{b}`.
 PLACES = (
@@ -40,28 +39,11 @@ OUTPUT_AXIS: Mapping[str, int | None] = {
     "multiplier": None,
 }
 
+#: What a stacked group's path has in the place of `.experts.` and a number.
+STACKED = f"{EXPERTS}{ANY_EXPERT}."
+
 #: What finds the module meant by a path: `PathIndex.find`.
 Find = Callable[[str], str | None]
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertName:
-    """A group's path taken apart: `block.experts[.index].projection`."""
-
-    block: str
-    index: int | None
-    projection: str
-
-
-def parse_expert(path: str) -> ExpertName | None:
-    """The parts of an expert's path, or None where it is none."""
-    block, found, rest = path.partition(EXPERTS)
-    if not found:
-        return None
-    index, dot, projection = rest.partition(".")
-    if dot and index.isdigit():
-        return ExpertName(block, int(index), projection)
-    return ExpertName(block, None, rest)
 
 
 def collapse_path(path: str) -> str:
@@ -105,6 +87,8 @@ def place_experts(groups: Mapping[str, Group], find: Find) -> dict[str, Group]:
         name = parse_expert(path) if group.packed else None
         if name is None:
             _add(placed, group)
+        elif STACKED in path:
+            _place_stack(placed, group, find)
         elif name.index is None:
             _place(placed, group, find)
         else:
@@ -115,6 +99,23 @@ def place_experts(groups: Mapping[str, Group], find: Find) -> dict[str, Group]:
         else:
             placed.update((group.path, group) for group in experts.values())
     return placed
+
+
+def _place_stack(placed: dict[str, Group], group: Group, find: Find) -> None:
+    """A group of experts stacked already, or each of them where nobody wants them stacked."""
+    path = group.path.replace(STACKED, EXPERTS)
+    if targets(path, find):
+        _place(placed, replace(group, path=path), find)
+        return
+    for number in range(group.parts["weight"].shape[0]):
+        parts = {
+            role: Part(part.dtype, part.shape[1:], (part.names[number],))
+            for role, part in group.parts.items()
+        }
+        _add(
+            placed,
+            Group(group.path.replace(STACKED, f"{EXPERTS}{number}."), parts, group.convention),
+        )
 
 
 def _place(placed: dict[str, Group], group: Group, find: Find) -> None:

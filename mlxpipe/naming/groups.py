@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from mlxpipe.errors import Diagnostic, Origin, PlanError
+from mlxpipe.errors import Origin, PlanError
 from mlxpipe.naming.conventions import CONVENTIONS, MAIN_LEAVES, Convention
-from mlxpipe.naming.names import Renaming, matches
+from mlxpipe.naming.names import EXPERTS, Renaming, matches, parse_expert
 
 #: The leaf under which a role is handed to the architecture.
 CANONICAL_LEAF: Mapping[str, str] = {"amax": "global_scale"}
@@ -68,8 +68,8 @@ class Group:
 
     @property
     def packed(self) -> bool:
-        """Whether the weight is packed: it has scales."""
-        return "scales" in self.parts
+        """Whether there is a weight and it is packed: it has scales."""
+        return "weight" in self.parts and "scales" in self.parts
 
     def canonical(self, role: str) -> str:
         """The name under which a role goes to the architecture."""
@@ -92,12 +92,189 @@ class Grouping:
     ignored: tuple[str, ...] = ()
 
 
-class _Home(NamedTuple):
-    """Where a tensor belongs: the main tensor's name and the role on it."""
+#: What stands for the number of an expert in the path of a stacked group.
+ANY_EXPERT = "*"
 
-    base: str
+#: The tensors that share a stem: leaf -> tensor.
+Leaves = dict[str, TensorLike]
+
+
+class _Hook(NamedTuple):
+    """One way in which a leaf may hang on a main tensor.
+
+    Attributes:
+        convention: The row's name.
+        role: The role it gives.
+        bases: What follows the stem in the main tensor's name: `.weight`, or nothing.
+        dtypes: The main tensor's dtypes.
+        beside: Leaves of the row's scales, one of which must be there; () for scales themselves.
+            Rows share leaves (`global_scale`, `bias`), and the scales tell whose a leaf is.
+    """
+
+    convention: str
+    role: str
+    bases: tuple[str, ...]
+    dtypes: frozenset[str]
+    beside: tuple[str, ...]
+
+
+class _Home(NamedTuple):
+    """Where a companion belongs: what follows the stem in its main tensor's name, and its role."""
+
+    suffix: str
     role: str
     convention: str
+
+
+class _Companions:
+    """Finds the companions among a stem's leaves; equal sets of leaves are looked at once."""
+
+    def __init__(self, hooks: Mapping[str, list[_Hook]]) -> None:
+        self._hooks = hooks
+        self._known: dict[tuple[Any, ...], Mapping[str, _Home]] = {}
+
+    def of(self, stem: str, leaves: Leaves, stems: Mapping[str, Leaves]) -> Mapping[str, _Home]:
+        """Leaf -> where it belongs, for every leaf that is a companion."""
+        parent, _, last = stem.rpartition(".")
+        outer = stems.get(parent, {}).get(last)
+        dtype = None if outer is None else outer.dtype
+        key = (dtype, *[(leaf, tensor.dtype) for leaf, tensor in leaves.items()])
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = self._find(leaves, dtype)
+        return found
+
+    def _find(self, leaves: Leaves, outer: str | None) -> dict[str, _Home]:
+        homes = {}
+        for leaf in leaves:
+            found = (_home(hook, leaves, outer) for hook in self._hooks.get(leaf, ()))
+            home = next((home for home in found if home is not None), None)
+            if home is not None:
+                homes[leaf] = home
+        return homes
+
+
+def _home(hook: _Hook, leaves: Leaves, outer: str | None) -> _Home | None:
+    """Where a leaf belongs if it hangs on as `hook` says.
+
+    `outer` is the dtype of the tensor whose whole name is the stem, if there is one.
+    """
+    if hook.beside and not any(leaf in leaves for leaf in hook.beside):
+        return None
+    for suffix in hook.bases:
+        main = leaves.get(suffix[1:]) if suffix else None
+        dtype = main.dtype if main is not None else None if suffix else outer
+        if dtype in hook.dtypes:
+            return _Home(suffix, hook.role, hook.convention)
+    return None
+
+
+class _Draft:
+    """Groups in the making.
+
+    Args:
+        renaming: The user's rules.
+        drop: Globs of tensors to leave aside.
+        outer: Names of main tensors whose companions hang on their whole name.
+    """
+
+    def __init__(self, renaming: Renaming, drop: tuple[str, ...], outer: set[str]) -> None:
+        self.dropped: list[str] = []
+        self.ignored: list[str] = []
+        self._renaming = renaming
+        self._drop = drop
+        self._outer = outer
+        self._parts: dict[str, dict[str, Part]] = {}
+        self._conventions: dict[str, str] = {}
+        self._experts: dict[str, dict[int, tuple[str, Leaves, Mapping[str, _Home]]]] = {}
+
+    def groups(self) -> dict[str, Group]:
+        """The groups, by path."""
+        return {
+            path: Group(path, parts, self._conventions.get(path, ""))
+            for path, parts in self._parts.items()
+        }
+
+    def add_stem(self, stem: str, leaves: Leaves, homes: Mapping[str, _Home]) -> None:
+        """Add a stem's tensors to the groups they belong to."""
+        mains = {home.suffix[1:] for home in homes.values() if home.suffix}
+        for leaf, tensor in leaves.items():
+            name = f"{stem}.{leaf}" if stem else leaf
+            home = homes.get(leaf)
+            base = stem + home.suffix if home else name
+            renamed = self._renaming.tensor(base)
+            if self._is_dropped(name, base, renamed):
+                self.dropped.append(name)
+            elif home is not None and home.role == IGNORED:
+                self.ignored.append(name)
+            else:
+                whole = home is not None or leaf in mains or name in self._outer
+                path, role = _split_main(renamed, whole=whole)
+                part = Part(tensor.dtype, tensor.shape, (name,))
+                self._add(path, home.role if home else role, part, home)
+
+    def is_expert(self, stem: str, homes: Mapping[str, _Home]) -> bool:
+        """Whether a stem is one packed expert that no rule of the user's concerns."""
+        if self._renaming.rules or not homes or not all(home.suffix for home in homes.values()):
+            return False
+        name = parse_expert(stem)
+        if name is None or name.index is None:
+            return False
+        return not self._drop or not self._is_dropped(stem, f"{stem}.weight")
+
+    def add_expert(self, stem: str, leaves: Leaves, homes: Mapping[str, _Home]) -> None:
+        """Keep a packed expert until all of its projection are known."""
+        block, _, rest = stem.partition(EXPERTS)
+        index, _, projection = rest.partition(".")
+        path = f"{block}{EXPERTS}{ANY_EXPERT}.{projection}"
+        self._experts.setdefault(path, {})[int(index)] = (stem, leaves, homes)
+
+    def settle_experts(self) -> None:
+        """Experts that are complete and alike become one group, others one each."""
+        for path, experts in self._experts.items():
+            if _are_alike(experts):
+                self._add_stack(
+                    path, [experts[index][0] for index in range(len(experts))], *experts[0][1:]
+                )
+            else:
+                for member in experts.values():
+                    self.add_stem(*member)
+
+    def _add_stack(
+        self, path: str, stems: Sequence[str], leaves: Leaves, homes: Mapping[str, _Home]
+    ) -> None:
+        for leaf, tensor in leaves.items():
+            names = tuple([f"{stem}.{leaf}" for stem in stems])
+            home = homes.get(leaf)
+            if home is not None and home.role == IGNORED:
+                self.ignored += names
+                continue
+            main = home is None and leaf in MAIN_LEAVES
+            role = home.role if home else "weight" if main else leaf
+            part = Part(tensor.dtype, (len(stems), *tensor.shape), names, stacked=True)
+            self._add(path, role, part, home)
+
+    def _add(self, path: str, role: str, part: Part, home: _Home | None) -> None:
+        parts = self._parts.setdefault(path, {})
+        if role in parts:
+            raise _collision(f"{path}.{role}", parts[role].names[0], part.names[0])
+        parts[role] = part
+        if home is not None:
+            self._conventions[path] = home.convention
+
+    def _is_dropped(self, *names: str) -> bool:
+        return any(matches(glob, name) for glob in self._drop for name in names)
+
+
+def _are_alike(experts: Mapping[int, tuple[str, Leaves, Mapping[str, _Home]]]) -> bool:
+    """Whether experts are numbered from 0 without a gap and stored in the same form."""
+    if any(index not in experts for index in range(len(experts))):
+        return False
+    form = [(leaf, tensor.dtype, tensor.shape) for leaf, tensor in experts[0][1].items()]
+    return all(
+        [(leaf, tensor.dtype, tensor.shape) for leaf, tensor in leaves.items()] == form
+        for _, leaves, _ in experts.values()
+    )
 
 
 def group_tensors(
@@ -108,6 +285,9 @@ def group_tensors(
 ) -> Grouping:
     """Sort a checkpoint's tensors into groups.
 
+    Experts of one projection that are packed alike become one group, whose path has `*` for their
+    number, so that what follows is done once for all of them.
+
     Args:
         tensors: Name -> dtype and shape, sorted by name.
         conventions: The rows to try, in order.
@@ -117,66 +297,42 @@ def group_tensors(
     Raises:
         PlanError: two tensors that normalise to one name.
     """
-    renaming = renaming or Renaming()
-    drop = tuple(drop)
-    leaves = _leaf_table(conventions)
-    homes: dict[str, _Home] = {}
-    mains: set[str] = set()
-    for name in tensors:
-        home = _companion_home(name, tensors, leaves)
-        if home is not None:
-            homes[name] = home
-            mains.add(home.base)
-    found: dict[str, dict[str, Part]] = {}
-    origins: dict[str, str] = {}
-    dropped: list[str] = []
-    ignored: list[str] = []
+    stems = _by_stem(tensors)
+    companions = _Companions(_hooks(conventions))
+    homes = {stem: companions.of(stem, leaves, stems) for stem, leaves in stems.items()}
+    outer = {
+        stem for stem, found in homes.items() if not all(home.suffix for home in found.values())
+    }
+    draft = _Draft(renaming or Renaming(), tuple(drop), outer)
+    for stem, leaves in stems.items():
+        if EXPERTS in stem and draft.is_expert(stem, homes[stem]):
+            draft.add_expert(stem, leaves, homes[stem])
+        else:
+            draft.add_stem(stem, leaves, homes[stem])
+    draft.settle_experts()
+    return Grouping(draft.groups(), tuple(draft.dropped), tuple(draft.ignored))
+
+
+def _by_stem(tensors: Mapping[str, TensorLike]) -> dict[str, Leaves]:
+    stems: dict[str, Leaves] = {}
     for name, tensor in tensors.items():
-        home = homes.get(name)
-        base = home.base if home else name
-        renamed = renaming.tensor(base) if renaming.rules else base
-        if drop and any(matches(glob, each) for glob in drop for each in (name, base, renamed)):
-            dropped.append(name)
-            continue
-        path, role = _split_main(renamed, whole=base in mains)
-        if home is not None:
-            role = home.role
-            origins[path] = home.convention
-        parts = found.setdefault(path, {})
-        if role == IGNORED:
-            ignored.append(name)
-            continue
-        if role in parts:
-            raise _collision(f"{path}.{role}", parts[role].names[0], name)
-        parts[role] = Part(tensor.dtype, tensor.shape, (name,))
-    groups = {path: Group(path, parts, origins.get(path, "")) for path, parts in found.items()}
-    return Grouping(groups, tuple(dropped), tuple(ignored))
+        stem, _, leaf = name.rpartition(".")
+        leaves = stems.get(stem)
+        if leaves is None:
+            leaves = stems[stem] = {}
+        leaves[leaf] = tensor
+    return stems
 
 
-def _leaf_table(conventions: Sequence[Convention]) -> dict[str, list[tuple[Convention, str]]]:
-    table: dict[str, list[tuple[Convention, str]]] = {}
+def _hooks(conventions: Sequence[Convention]) -> dict[str, list[_Hook]]:
+    """Leaf -> the ways it may hang on a main tensor, in the order of the rows."""
+    table: dict[str, list[_Hook]] = {}
     for row in conventions:
+        bases = tuple(form.removeprefix("{}") for form in row.bases)
         for leaf, role in row.companions.items():
-            table.setdefault(leaf, []).append((row, role))
+            beside = () if role == "scales" else row.scales
+            table.setdefault(leaf, []).append(_Hook(row.name, role, bases, row.dtypes, beside))
     return table
-
-
-def _companion_home(
-    name: str,
-    tensors: Mapping[str, TensorLike],
-    leaves: Mapping[str, list[tuple[Convention, str]]],
-) -> _Home | None:
-    stem, _, leaf = name.rpartition(".")
-    for row, role in leaves.get(leaf, ()):
-        # Rows share leaves (`global_scale`, `bias`): the scales beside it tell whose it is.
-        if not any(f"{stem}.{scales}" in tensors for scales in row.scales):
-            continue
-        for form in row.bases:
-            base = form.format(stem)
-            main = tensors.get(base)
-            if main is not None and main.dtype in row.dtypes:
-                return _Home(base, role, row.name)
-    return None
 
 
 def _split_main(name: str, *, whole: bool) -> tuple[str, str]:
@@ -200,27 +356,3 @@ def _collision(canonical: str, first: str, second: str) -> PlanError:
         expected="one tensor for each canonical name",
         help="drop one of them with naming.drop, or narrow the rule in naming.rules",
     )
-
-
-def tensor_paths(groups: Iterable[Group]) -> dict[str, str]:
-    """Name of every tensor -> path of its group."""
-    return {
-        name: group.path for group in groups for part in group.parts.values() for name in part.names
-    }
-
-
-def unused(groups: Mapping[str, Group], used: Iterable[str]) -> list[Diagnostic]:
-    """A finding for each group whose tensors nothing consumed."""
-    known = set(used)
-    return [
-        Diagnostic(
-            "unused-tensor",
-            f"no module wants '{name}'",
-            origin=Origin(name),
-            help="allow it with naming.drop if that is fine, or rename it with naming.rules",
-        )
-        for group in groups.values()
-        for part in group.parts.values()
-        for name in part.names
-        if name not in known
-    ]

@@ -17,6 +17,9 @@ from functools import lru_cache
 #: so paths are compared without them.
 WRAPPERS = frozenset({"model", "language_model", "text_model"})
 
+#: What stands between a block and its experts.
+EXPERTS = ".experts."
+
 #: Leaves that a key may carry although it means the module.
 PARAMETER_LEAVES = (".weight", ".scales", ".biases")
 
@@ -84,6 +87,26 @@ def matches(pattern: str, path: str, matcher: str = "glob") -> bool:
 def is_pattern(key: str) -> bool:
     """Whether a key is a glob or a `re:` regex rather than an exact path."""
     return key.startswith("re:") or any(sign in key for sign in "*?[")
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertName:
+    """A group's path taken apart: `block.experts[.index].projection`."""
+
+    block: str
+    index: int | None
+    projection: str
+
+
+def parse_expert(path: str) -> ExpertName | None:
+    """The parts of an expert's path, or None where it is none."""
+    block, found, rest = path.partition(EXPERTS)
+    if not found:
+        return None
+    index, dot, projection = rest.partition(".")
+    if dot and index.isdigit():
+        return ExpertName(block, int(index), projection)
+    return ExpertName(block, None, rest)
 
 
 @dataclass(frozen=True, slots=True)

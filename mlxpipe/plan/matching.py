@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from mlxpipe.errors import Diagnostic, nearest
-from mlxpipe.naming.experts import collapse_path, parse_expert, targets
-from mlxpipe.naming.names import PathIndex, Renaming, matches, strip_leaf
+from mlxpipe.naming.experts import collapse_path, targets
+from mlxpipe.naming.names import PathIndex, Renaming, matches, parse_expert, strip_leaf
 from mlxpipe.quant.claims import Claim, Reach
 
 

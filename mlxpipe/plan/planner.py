@@ -6,10 +6,11 @@ module, and add it all up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from mlxpipe.checkpoint import Checkpoint
+from mlxpipe.checkpoint.files import collector_paused
 from mlxpipe.checkpoint.source import open_source
 from mlxpipe.errors import Diagnostic
 from mlxpipe.naming import conventions
@@ -48,7 +49,8 @@ def make_plan(loaded: LoadedSpec, *, architecture: bool = True) -> Plan:
         UsageError, SourceError: the spec's files or the checkpoint cannot be read.
         PlanError: names that collide, experts that differ, an unknown architecture.
     """
-    return plan_checkpoint(loaded, open_source(loaded), architecture=architecture)
+    with collector_paused():
+        return plan_checkpoint(loaded, open_source(loaded), architecture=architecture)
 
 
 def plan_checkpoint(
@@ -103,9 +105,14 @@ def _planned(subject: Subject, verdict: Verdict, checkpoint: Checkpoint) -> Plan
         subject.group,
         grade,
         subject.tensors,
-        sum(checkpoint.tensors[name].nbytes for name in subject.tensors),
+        _bytes(checkpoint, subject.tensors),
         subject.weights,
     )
+
+
+def _bytes(checkpoint: Checkpoint, names: Iterable[str]) -> int:
+    tensors = checkpoint.tensors
+    return sum(tensor.stop - tensor.start for tensor in map(tensors.__getitem__, names))
 
 
 def _landing(subject: Subject, verdict: Verdict) -> tuple[Scheme | None, str]:
@@ -208,7 +215,7 @@ def _assemble(
         unloaded=unloaded,
         ignored=grouping.ignored,
         total_tensors=len(checkpoint.tensors),
-        nbytes=sum(t.nbytes for name, t in checkpoint.tensors.items() if name not in lost),
+        nbytes=checkpoint.total_bytes - _bytes(checkpoint, lost),
     )
 
 
@@ -253,8 +260,3 @@ def _dead(claim: Claim, what: str) -> Diagnostic:
         module=claim.pattern,
         severity="note",
     )
-
-
-def open_verdicts(plan: Plan) -> list[Verdict]:
-    """The modules that nothing decided, for want of an architecture."""
-    return [module.verdict for module in plan.modules.values() if module.verdict.open]

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from mlxpipe.checkpoint import Checkpoint
 from mlxpipe.checkpoint.tables import powers_of_two
 from mlxpipe.errors import Diagnostic, Origin
-from mlxpipe.naming.experts import EXPERTS, PLACES, parse_expert, place_experts
+from mlxpipe.naming.experts import PLACES, place_experts
 from mlxpipe.naming.groups import Group
-from mlxpipe.naming.names import PathIndex, core
+from mlxpipe.naming.names import EXPERTS, PathIndex, core, parse_expert
 from mlxpipe.plan.plan import Parameter
 from mlxpipe.quant.layouts import (
     LAYOUTS,

@@ -167,8 +167,3 @@ def _blobs(checkpoint: Checkpoint, groups: Iterable[Group]) -> list[ollama_diale
         for number, shard in enumerate(checkpoint.shards)
         if number in stamped
     ]
-
-
-def origin_of(checkpoint: Checkpoint, tensor: str) -> Origin:
-    """Where a tensor is: its shard and its name."""
-    return Origin(checkpoint.shards[checkpoint.tensors[tensor].shard].label, context=tensor)

@@ -199,7 +199,11 @@ def test_metadata_twice(read):
         read(blob(b'{"__metadata__":{},"__metadata__":{}}'))
 
 
-@pytest.mark.parametrize("metadata", [None, [], "pt", {"a": 1}, {"a": {"b": "c"}}, {"a": None}])
+def test_metadata_null_as_mlx_writes_it(read):
+    assert read(blob({"__metadata__": None, "a": entry()}, b"1")).metadata == {}
+
+
+@pytest.mark.parametrize("metadata", [[], "pt", {"a": 1}, {"a": {"b": "c"}}, {"a": None}])
 def test_metadata_is_not_text(read, metadata: object):
     with Refused("bad-metadata"):
         read(blob({"__metadata__": metadata}))

@@ -1,0 +1,83 @@
+"""Producers' number formats in MLX's words."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from mlxpipe.errors import Origin
+from mlxpipe.quant.dialects.fields import Fields, malformed, refuse
+from mlxpipe.quant.modes import MODES, ROW, Scheme
+
+NVFP4 = Scheme("nvfp4", 4, 16)
+MXFP4 = Scheme("mxfp4", 4, 32)
+MXFP8 = Scheme("mxfp8", 8, 32)
+
+#: E4M3 codes under scales that are no powers of two; the scale goes to the layer's output.
+FP8 = Scheme("mxfp8", 8, 32)
+FP8_TENSOR = "FP8, one scale per tensor"
+FP8_ROW = "FP8, one scale per row"
+
+#: From here on, producers mean "not quantised".
+DENSE_BITS = 16
+
+
+def fp8_blocks(rows: int, columns: int) -> str:
+    """The note for FP8 with a scale per block."""
+    return f"FP8 in blocks of {rows}×{columns}"
+
+
+def pair(value: Any) -> tuple[int, int] | None:
+    """A list of two positive whole numbers, or of their digits; None for anything else."""
+    if not isinstance(value, list) or len(value) != 2:
+        return None
+    numbers = [int(each) if _is_digits(each) else each for each in value]
+    if any(isinstance(each, bool) or not isinstance(each, int) or each < 1 for each in numbers):
+        return None
+    return numbers[0], numbers[1]
+
+
+def _is_digits(value: Any) -> bool:
+    return isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 7
+
+
+class Integers(NamedTuple):
+    """Integer codes as a producer declares them: `group_size` -1 is a whole row."""
+
+    bits: int
+    group_size: int
+
+
+def read_integers(fields: Fields, top: Integers | None = None) -> Integers:
+    """Bits and group size, each inherited from `top` where it is omitted."""
+    bits, size = fields.key("bits", "w_bit"), fields.key("group_size", "q_group_size")
+    for flag in ("sym", "desc_act"):
+        fields.flag(flag)
+    if top is None:
+        return Integers(fields.integer(bits), fields.integer(size))
+    return Integers(fields.integer(bits, top.bits), fields.integer(size, top.group_size))
+
+
+def inherited(fields: Fields, *keys: str) -> str:
+    """A note on what an override leaves to the top scheme."""
+    left = [key for key in keys if not fields.has(key)]
+    return f"{' and '.join(left)} as in the top scheme" if left else ""
+
+
+def affine(integers: Integers, origin: Origin) -> Scheme | None:
+    """The scheme of integer codes, None for dense."""
+    bits, size = integers
+    if bits >= DENSE_BITS:
+        return None
+    if bits not in MODES["affine"].bits:
+        allowed = " ".join(str(each) for each in MODES["affine"].bits)
+        raise refuse(
+            "unsupported-bits",
+            f"MLX has no {bits}-bit integers",
+            origin,
+            found=str(bits),
+            expected=f"one of {allowed}, or {DENSE_BITS} and more for dense",
+            help="convert the unquantised checkpoint with other bits",
+        )
+    if size != -1 and size < 1:
+        raise malformed(origin, "group_size", size, "a positive number, or -1 for whole rows")
+    return Scheme("affine", bits, ROW if size == -1 else size)
