@@ -138,11 +138,17 @@ def render_all(diagnostics: Iterable[Diagnostic], full: int = 3) -> str:
         shown = 1 if repeats else len(found)
         blocks += [item.render() for item in found[:shown]]
         if repeats:
-            names = "\n".join(f"  {item.module}" for item in found[1:])
+            names = "\n".join(f"  {item.module}{_gist(item)}" for item in found[1:])
             blocks.append(
                 f"{found[0].severity}[{code}]: the same for {len(found) - 1} more\n{names}"
             )
     return "\n\n".join(blocks)
+
+
+def _gist(item: Diagnostic) -> str:
+    """The last thing that was found, where several lines lead to it."""
+    lines = item.found.splitlines()
+    return f" ({lines[-1]})" if len(lines) > 1 else ""
 
 
 def _indent(text: str) -> str:

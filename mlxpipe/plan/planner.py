@@ -15,7 +15,7 @@ from mlxpipe.checkpoint.source import open_source
 from mlxpipe.errors import Diagnostic
 from mlxpipe.naming import conventions
 from mlxpipe.naming.groups import Grouping, group_tensors
-from mlxpipe.naming.names import Renaming, Rule
+from mlxpipe.naming.names import Renaming, Rule, strip_leaf
 from mlxpipe.plan.matching import (
     Matched,
     Namespace,
@@ -176,8 +176,9 @@ def _assemble(
     conflicts = (*reading.conflicts, *_losers(modules, Fate.CONFLICT))
     unmatched = _unmatched(loaded, survey, matched)
     verdicts = [module.verdict for module in modules.values()]
+    findings = [_excused(finding, survey, modules) for finding in reading.findings]
     problems = [
-        *(finding for finding in reading.findings if finding.severity == "error"),
+        *(finding for finding in findings if finding.severity == "error"),
         *survey.problems,
         *matched.problems,
         *(verdict.problem for verdict in verdicts if verdict.problem is not None),
@@ -188,7 +189,7 @@ def _assemble(
         ),
     ]
     notes = [
-        *(finding for finding in reading.findings if finding.severity != "error"),
+        *(finding for finding in findings if finding.severity != "error"),
         *survey.notes,
         *(warning for verdict in verdicts for warning in verdict.warnings),
         *(_dead(claim, what) for claim, what in matched.elsewhere if "cannot" not in what),
@@ -217,6 +218,16 @@ def _assemble(
         total_tensors=len(checkpoint.tensors),
         nbytes=checkpoint.total_bytes - _bytes(checkpoint, lost),
     )
+
+
+def _excused(
+    finding: Diagnostic, survey: Survey, modules: Mapping[str, PlannedModule]
+) -> Diagnostic:
+    """A malformed entry as a warning, where the spec decides its path anyway."""
+    path = survey.index.find(strip_leaf(finding.module)) if finding.module else None
+    if path is None or modules[path].verdict.source != "spec":
+        return finding
+    return replace(finding, severity="warning")
 
 
 def _losers(modules: Mapping[str, PlannedModule], fate: Fate) -> tuple[Diagnostic, ...]:

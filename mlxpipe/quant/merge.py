@@ -23,6 +23,9 @@ from mlxpipe.quant.verify import Evidence, arithmetic, contradiction, solutions
 
 SHAPES = "shapes"
 
+#: Sources in which no order of rules decides between two entries for one path.
+DECLARED_ONCE = frozenset({"config", "metadata", "sidecar"})
+
 
 class Fate(Enum):
     """What became of a claim."""
@@ -149,11 +152,16 @@ def _fate_of_loser(loser: Claim, winner: Claim, evidence: Evidence) -> Judged:
         return Judged(loser, Fate.AGREES)
     if loser.reach is Reach.GLOBAL and winner.reach is not Reach.GLOBAL:
         return Judged(loser, Fate.GENERAL, f"the claim on this path ({winner.source}) is nearer")
-    if loser.source == winner.source:
+    if loser.source == winner.source and not _names_one_path_twice(loser, winner):
         return Judged(loser, Fate.OVERRULED, "a later rule of the same source")
     if reason := contradiction(loser.scheme, evidence):
         return Judged(loser, Fate.STALE, reason)
     return Judged(loser, Fate.CONFLICT, f"{winner.source} takes precedence")
+
+
+def _names_one_path_twice(loser: Claim, winner: Claim) -> bool:
+    """Whether a checkpoint's declaration says two things of one path; in a spec the later wins."""
+    return loser.reach is winner.reach is Reach.PATH and winner.source in DECLARED_ONCE
 
 
 def _by_shapes(

@@ -52,7 +52,7 @@ def read_metadata(blobs: Iterable[Blob], source: str = "metadata") -> Reading:
             fields, origin = _fields(blob, tensor)
             if not fields:
                 continue
-            outcome = _scheme(fields, origin)
+            outcome = _scheme(fields, origin) if fields.keys() - {"group_size"} else _lone(origin)
             if isinstance(outcome, Diagnostic):
                 findings.append(outcome)
                 continue
@@ -117,6 +117,15 @@ def _scheme(fields: Mapping[str, str], origin: Origin) -> Scheme | Diagnostic:
         return complete(mode, bits, size)
     except ValueError as problem:
         return Diagnostic("unknown-scheme", str(problem), origin=origin)
+
+
+def _lone(origin: Origin) -> Diagnostic:
+    return Diagnostic(
+        "malformed-metadata",
+        "a blob's metadata has a group size and no quant_type: it names no scheme",
+        origin=origin,
+        severity="warning",
+    )
 
 
 def _unknown_type(name: str, origin: Origin) -> Diagnostic:

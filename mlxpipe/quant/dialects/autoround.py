@@ -104,7 +104,7 @@ def _items(fields: Fields, source: str) -> Iterator[Item]:
     _check_rotation(fields)
     packing = _packing(fields)
     top = _record(fields, None)
-    scheme, note = _scheme(top, packing, fields.at())
+    scheme, note = _scheme(top, packing, fields)
     variant = packing.variant if scheme else ""
     base = Claim(source, scheme, Reach.GLOBAL, "", fields.at(), note, variant=variant)
     yield from attempt(_allowed, fields, base)
@@ -199,7 +199,7 @@ def _extra(extras: Fields, key: str, top: Record, packing: Packing, source: str)
         reach = Reach.PATTERN
         if not entry.block.data:
             return
-    scheme, note = _scheme(_record(entry, top), packing, origin)
+    scheme, note = _scheme(_record(entry, top), packing, entry)
     left = inherited(entry, "bits", "group_size", "data_type")
     yield Claim(
         source,
@@ -221,19 +221,19 @@ def _record(fields: Fields, top: Record | None) -> Record:
     return Record(integers, fields.text("data_type", top.data_type if top else "int").lower())
 
 
-def _scheme(record: Record, packing: Packing, origin: Origin) -> tuple[Scheme | None, str]:
+def _scheme(record: Record, packing: Packing, fields: Fields) -> tuple[Scheme | None, str]:
     bits, size = record.integers
     if bits >= DENSE_BITS:
         return None, f"{bits} bits: dense"
     if packing.numbers == "int" and record.data_type in INTEGER_TYPES:
-        return affine(record.integers, origin), ""
+        return affine(record.integers, fields), ""
     if packing.numbers == "micro":
         scheme = MICRO.get((record.data_type[:5], bits, size))
         if scheme is not None:
             return scheme, ""
     if packing.numbers == "fp8" and record.data_type in FP8_TYPES and size in FP8_NOTES:
         return FP8, FP8_NOTES[size]
-    raise _unsupported(record, origin)
+    raise _unsupported(record, fields.at())
 
 
 def _unsupported(record: Record, origin: Origin) -> UnreadableError:

@@ -36,7 +36,7 @@ def _items(fields: Fields, source: str) -> Iterator[Item]:
             found=str(top.bits),
             expected=str(PACKED_BITS),
         )
-    scheme = affine(top, fields.at())
+    scheme = affine(top, fields)
     yield Claim(source, scheme, Reach.GLOBAL, "", fields.at(), variant=VARIANT if scheme else "")
     yield from overrides(fields, top, source, VARIANT)
     yield from attempt(skipped, fields, "modules_to_not_convert", source)

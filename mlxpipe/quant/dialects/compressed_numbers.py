@@ -106,11 +106,11 @@ def _integers(weights: Fields, bits: int, strategy: str) -> Group:
     weights.flag("symmetric", True)
     if strategy == "group":
         size = weights.integer("group_size")
-        return Group(affine(Integers(bits, size), weights.at()), "")
+        return Group(affine(Integers(bits, size), weights), "")
     notes = {"channel": "", "tensor": "one scale per tensor"}
     if strategy not in notes:
         raise _unsupported(weights, f"integers with the strategy '{strategy:.40}'")
-    return Group(affine(Integers(bits, -1), weights.at()), notes[strategy])
+    return Group(affine(Integers(bits, -1), weights), notes[strategy])
 
 
 def _floats(weights: Fields, bits: int, strategy: str, form: str) -> tuple[str, Group]:

@@ -85,9 +85,10 @@ def _group(fields: Fields, groups: Fields, name: str, source: str) -> Iterator[I
         )
     group = groups.below(name)
     meaning = meaning_of(group, fields)
+    severity = "note" if meaning.scheme is None else "warning"
     for target, origin in group.names("targets"):
         base = Claim(source, meaning.scheme, Reach.PATH, target, origin, meaning.note)
-        yield from attempt(_aimed, base, "warning")
+        yield from attempt(_aimed, base, severity)
 
 
 def _ignored(name: str, origin: Origin, source: str) -> Iterator[Item]:
@@ -120,15 +121,14 @@ def _aimed(base: Claim, severity: Severity) -> Iterator[Item]:
 # --- checks ----------------------------------------------------------------------------------
 
 
-def _check_status(fields: Fields) -> Iterator[Item]:
+def _check_status(fields: Fields) -> None:
     status = fields.text("quantization_status", STATUSES[0]).lower()
     if status not in STATUSES:
         origin = fields.at("quantization_status")
         raise malformed(origin, "quantization_status", status, ", ".join(STATUSES))
-    return iter(())
 
 
-def _check_sparsity(fields: Fields) -> Iterator[Item]:
+def _check_sparsity(fields: Fields) -> None:
     sparsity = fields.below("sparsity_config")
     form = sparsity.text("format", "dense")
     if form != "dense":
@@ -138,10 +138,9 @@ def _check_sparsity(fields: Fields) -> Iterator[Item]:
             sparsity.at("format"),
             help="save the checkpoint with dense weights",
         )
-    return iter(())
 
 
-def _check_transform(fields: Fields) -> Iterator[Item]:
+def _check_transform(fields: Fields) -> None:
     transform = fields.below("transform_config")
     rest = {key: value for key, value in transform.block.data.items() if value not in (None, {})}
     if rest:
@@ -152,4 +151,3 @@ def _check_transform(fields: Fields) -> Iterator[Item]:
             found=spell(rest),
             help="use an export without transforms, or with all of them fused into the weights",
         )
-    return iter(())

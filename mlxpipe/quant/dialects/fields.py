@@ -54,10 +54,10 @@ def spell(value: Any) -> str:
     return f"{value!r:.60}"
 
 
-def attempt(make: Callable[..., Iterable[Item]], *arguments: Any) -> Iterator[Item]:
+def attempt(make: Callable[..., Iterable[Item] | None], *arguments: Any) -> Iterator[Item]:
     """What `make(*arguments)` yields, and the finding that stopped it, if one did."""
     try:
-        yield from make(*arguments)
+        yield from make(*arguments) or ()
     except UnreadableError as error:
         yield error.finding
 

@@ -17,6 +17,10 @@ FP8 = Scheme("mxfp8", 8, 32)
 FP8_TENSOR = "FP8, one scale per tensor"
 FP8_ROW = "FP8, one scale per row"
 
+#: How producers spell the two fields.
+BITS = ("bits", "w_bit", "num_bits")
+SIZES = ("group_size", "q_group_size")
+
 #: From here on, producers mean "not quantised".
 DENSE_BITS = 16
 
@@ -49,7 +53,7 @@ class Integers(NamedTuple):
 
 def read_integers(fields: Fields, top: Integers | None = None) -> Integers:
     """Bits and group size, each inherited from `top` where it is omitted."""
-    bits, size = fields.key("bits", "w_bit"), fields.key("group_size", "q_group_size")
+    bits, size = fields.key(*BITS), fields.key(*SIZES)
     for flag in ("sym", "desc_act"):
         fields.flag(flag)
     if top is None:
@@ -63,8 +67,8 @@ def inherited(fields: Fields, *keys: str) -> str:
     return f"{' and '.join(left)} as in the top scheme" if left else ""
 
 
-def affine(integers: Integers, origin: Origin) -> Scheme | None:
-    """The scheme of integer codes, None for dense."""
+def affine(integers: Integers, fields: Fields) -> Scheme | None:
+    """The scheme of integer codes, None for dense; `fields` is where they are declared."""
     bits, size = integers
     if bits >= DENSE_BITS:
         return None
@@ -73,11 +77,18 @@ def affine(integers: Integers, origin: Origin) -> Scheme | None:
         raise refuse(
             "unsupported-bits",
             f"MLX has no {bits}-bit integers",
-            origin,
+            _place(fields, *BITS),
             found=str(bits),
             expected=f"one of {allowed}, or {DENSE_BITS} and more for dense",
             help="convert the unquantised checkpoint with other bits",
         )
     if size != -1 and size < 1:
+        origin = _place(fields, *SIZES)
         raise malformed(origin, "group_size", size, "a positive number, or -1 for whole rows")
     return Scheme("affine", bits, ROW if size == -1 else size)
+
+
+def _place(fields: Fields, *names: str) -> Origin:
+    """Where a field is; the mapping where it is inherited."""
+    key = fields.key(*names)
+    return fields.at(key) if fields.has(key) else fields.at()

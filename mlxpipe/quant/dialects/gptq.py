@@ -33,7 +33,7 @@ def read(block: Block, source: str) -> Reading:
 def _items(fields: Fields, source: str) -> Iterator[Item]:
     variant = _variant(fields)
     top = read_integers(fields)
-    scheme = affine(top, fields.at())
+    scheme = affine(top, fields)
     yield Claim(source, scheme, Reach.GLOBAL, "", fields.at(), variant=variant if scheme else "")
     yield from overrides(fields, top, source, variant)
     if fields.has("lm_head") and not fields.flag("lm_head"):
@@ -77,7 +77,7 @@ def _override(
     if key.startswith(NEGATIVE):
         yield base
         return
-    scheme = affine(read_integers(entry, top), origin)
+    scheme = affine(read_integers(entry, top), entry)
     note = "; ".join(filter(None, (key, inherited(entry, "bits", "group_size"))))
     dense = scheme is None
     yield replace(base, scheme=scheme, note=note, optional=dense, variant="" if dense else variant)
