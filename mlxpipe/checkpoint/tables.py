@@ -25,11 +25,11 @@ def powers_of_two(checkpoint: Checkpoint, names: Iterable[str]) -> bool | None:
         names: Tensors of scales.
 
     Returns:
-        The answer; None where the tables are too large to read, or of another dtype. E8M0 holds
-        nothing but powers of two.
+        The answer; None where the tables are too large to read, or of another dtype. E8M0, which
+        some producers write as plain bytes, holds nothing but powers of two.
     """
     tensors = [checkpoint.tensors[name] for name in names]
-    if all(tensor.dtype == "F8_E8M0" for tensor in tensors):
+    if all(tensor.dtype in ("F8_E8M0", "U8") for tensor in tensors):
         return True
     known = all(tensor.dtype in _NOT_EXPONENT for tensor in tensors)
     if not known or sum(tensor.nbytes for tensor in tensors) > LIMIT:

@@ -30,8 +30,9 @@ NVFP4_AMAX = 448.0 * 6.0
 #: How many files may be open at once before their tensors are read eagerly.
 OPEN_FILES = 128
 
-#: Bytes that are evaluated together while loading.
-PART_BYTES = 256 << 20
+#: Bytes that are evaluated together while loading: what conversions hold meanwhile is a few times
+#: as much.
+PART_BYTES = 8 << 20
 
 #: Parameters of a packed layer.
 PACKED_LEAVES = ("weight", "scales", "biases", "bias", "multiplier", "permutation")

@@ -89,7 +89,7 @@ class PackedEmbedding(nn.QuantizedEmbedding):
         factor = self.get("multiplier")
         if factor is None:
             return rows
-        return rows * (factor if factor.size == 1 else factor[x][..., None]).astype(rows.dtype)
+        return _times(rows, factor if factor.size == 1 else factor[x][..., None])
 
     def as_linear(self, x: mx.array) -> mx.array:
         """[..., dims] -> logits [..., num_embeddings]."""
@@ -114,8 +114,10 @@ class PackedExperts(QuantizedSwitchLinear):
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
         """[..., n, i] with indices [...] -> [..., n, o]."""
+        dtype, x = x.dtype, _widened(self, x)
         rows_per_expert = indices.size * x.shape[-2] // self["weight"].shape[0]
-        if _many(self, rows_per_expert):
+        # On a CPU `gather_mm` knows nothing but float32.
+        if _many(self, rows_per_expert) and x.dtype == mx.float32:
             y = mx.gather_mm(
                 x,
                 dequantise(self, x.dtype).swapaxes(-1, -2),
@@ -137,8 +139,9 @@ class PackedExperts(QuantizedSwitchLinear):
             )
         factor = self.get("multiplier")
         if factor is not None:
-            chosen = factor[indices].astype(y.dtype)
-            y = y * (chosen[..., None, None] if factor.ndim == 1 else chosen[..., None, :])
+            chosen = factor[indices]
+            y = _times(y, chosen[..., None, None] if factor.ndim == 1 else chosen[..., None, :])
+        y = y.astype(dtype) if dtype == mx.float16 else y
         if "bias" in self:
             y = y + mx.expand_dims(self["bias"][indices], -2)
         return y
@@ -170,21 +173,34 @@ def _many(layer: Any, rows: int) -> bool:
 
 
 def _matmul(layer: Any, x: mx.array) -> mx.array:
+    dtype, x = x.dtype, _widened(layer, x)
     if _many(layer, x.size // x.shape[-1]):
-        return _scaled(layer, x @ dequantise(layer, x.dtype).T)
-    y = mx.quantized_matmul(
-        x,
-        layer["weight"],
-        scales=layer["scales"],
-        biases=layer.get("biases"),
-        transpose=True,
-        group_size=layer.group_size,
-        bits=layer.bits,
-        mode=layer.mode,
-    )
-    return _scaled(layer, y)
-
-
-def _scaled(layer: Any, y: mx.array) -> mx.array:
+        y = x @ dequantise(layer, x.dtype).T
+    else:
+        y = mx.quantized_matmul(
+            x,
+            layer["weight"],
+            scales=layer["scales"],
+            biases=layer.get("biases"),
+            transpose=True,
+            group_size=layer.group_size,
+            bits=layer.bits,
+            mode=layer.mode,
+        )
     factor = layer.get("multiplier")
-    return y if factor is None else y * factor.astype(y.dtype)
+    y = y if factor is None else _times(y, factor)
+    return y.astype(dtype) if dtype == mx.float16 else y
+
+
+def _widened(layer: Any, x: mx.array) -> mx.array:
+    """The inputs in float32 where float16 would overflow before a multiplier makes results small.
+
+    Producers normalise block scales to 448, so that products before the multiplier are of
+    thousands times the weights' size.
+    """
+    return x.astype(mx.float32) if "multiplier" in layer and x.dtype == mx.float16 else x
+
+
+def _times(y: mx.array, factor: mx.array) -> mx.array:
+    """The product in the dtype of `y`, the factor not being rounded to it."""
+    return (y * factor).astype(y.dtype)

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from mlxpipe.quant.layouts import block_size
 from mlxpipe.quant.modes import ROW, Scheme
 
 Arrays = Mapping[str, mx.array]
 
 WORD = 32
+BYTE = 8
 
 #: Where AWQ puts the eight 4-bit codes of a word: code k is in nibble AWQ_ORDER[k].
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
@@ -52,32 +54,44 @@ class Packing:
 
 
 def unpack(words: mx.array, bits: int, count: int) -> mx.array:
-    """The first `count` codes of an LSB-first stream: U32 [..., n] -> U32 [..., count]."""
+    """The first `count` codes of an LSB-first stream: U32 [..., n] -> U8 [..., count]."""
+    if BYTE % bits == 0:
+        return _split_bytes(words.view(mx.uint8), bits)[..., :count]
     start = mx.arange(count, dtype=mx.uint32) * bits
     low, shift = start // WORD, start % WORD
     high = mx.minimum(low + 1, words.shape[-1] - 1)
     wide = words.astype(mx.uint64)
     pair = wide[..., low] | (wide[..., high] << 32)
-    return ((pair >> shift.astype(mx.uint64)) & ((1 << bits) - 1)).astype(mx.uint32)
+    return ((pair >> shift.astype(mx.uint64)) & ((1 << bits) - 1)).astype(mx.uint8)
 
 
 def pack(codes: mx.array, bits: int) -> mx.array:
-    """Codes as an LSB-first stream: U32 [..., i] -> U32 [..., i * bits / 32].
+    """Codes as an LSB-first stream: U8 [..., i] -> U32 [..., i * bits / 32].
 
-    i * bits must be a multiple of 32, and i of 32 where codes cross words.
+    i * bits must be a multiple of 32, and i of 32 where codes cross bytes.
     """
-    if WORD % bits == 0:
-        return _merge(codes, WORD // bits, bits)
-    # 32 codes fill `bits` words exactly: lay their bits out, then gather 32 to a word.
-    places = mx.arange(bits, dtype=mx.uint32)
+    codes = codes.astype(mx.uint8)
+    if BYTE % bits == 0:
+        return _join_bytes(codes, bits).view(mx.uint32)
+    # Eight codes fill `bits` bytes exactly: lay their bits out, then gather eight to a byte.
+    places = mx.arange(bits, dtype=mx.uint8)
     single = (codes[..., None] >> places) & 1
-    return _merge(single.flatten(-2), WORD, 1)
+    return _join_bytes(single.flatten(-2), 1).view(mx.uint32)
 
 
-def _merge(codes: mx.array, count: int, bits: int) -> mx.array:
-    shifts = mx.arange(count, dtype=mx.uint32) * bits
-    grouped = codes.reshape(*codes.shape[:-1], -1, count)
-    return (grouped << shifts).sum(axis=-1).astype(mx.uint32)
+def _split_bytes(stream: mx.array, bits: int) -> mx.array:
+    """U8 [..., n] -> codes U8 [..., n * 8 / bits]; everything stays in bytes, to spare memory."""
+    shifts = mx.arange(BYTE // bits, dtype=mx.uint8) * bits
+    return ((stream[..., None] >> shifts) & ((1 << bits) - 1)).flatten(-2)
+
+
+def _join_bytes(codes: mx.array, bits: int) -> mx.array:
+    """Codes U8 [..., i] -> U8 [..., i * bits / 8]."""
+    count = BYTE // bits
+    joined = codes[..., 0::count]
+    for place in range(1, count):
+        joined = joined | (codes[..., place::count] << (place * bits))
+    return mx.contiguous(joined)
 
 
 # --- affine ----------------------------------------------------------------------------------
@@ -107,57 +121,71 @@ def packed_integers(arrays: Arrays, packing: Packing) -> dict[str, mx.array]:
     """
     bits, scales = packing.scheme.bits, arrays["scales"]
     if "zero_points" in arrays:
-        words = arrays["zero_points"].swapaxes(-1, -2).view(mx.uint32)
-        zero_points = unpack(words, bits, scales.shape[-2]).swapaxes(-1, -2)
+        words = mx.contiguous(arrays["zero_points"].swapaxes(-1, -2)).view(mx.uint32)
+        zero_points = _unpack_exactly(words, bits, scales.shape[-2]).swapaxes(-1, -2)
     else:
         zero_points = mx.full(scales.shape, 1 << (bits - 1), dtype=mx.uint32)
     triple = _affine(arrays["weight"].view(mx.uint32), scales, zero_points, packing)
-    if "order" in arrays:
+    # The producer's tools take an order with -1 in it as one that was never set.
+    if "order" in arrays and not (arrays["order"] == -1).any().item():
         return reorder(triple, arrays["order"], packing)
     return triple
+
+
+def plain_integers(arrays: Arrays, packing: Packing) -> dict[str, mx.array]:
+    """weight I8 [o, i] with scales [o, groups] and zero_points I8 of the same shape or none.
+
+    Flipping the sign bit adds 128, which the offset takes away again.
+    """
+    scales = arrays["scales"]
+    zero_points = mx.full(scales.shape, 128, dtype=mx.float32)
+    if "zero_points" in arrays:
+        zero_points = zero_points + arrays["zero_points"].astype(mx.float32)
+    codes = arrays["weight"].view(mx.uint8) ^ 128
+    return _affine(codes.view(mx.uint32), scales, zero_points, packing)
 
 
 def gptq(arrays: Arrays, packing: Packing) -> dict[str, mx.array]:
     """weight I32 [i·b/32, o], zero_points I32 [groups, o·b/32], scales [groups, o], order [i].
 
-    The first format stores z - 1, `gptq_v2` the true z.
+    The first format stores z - 1, in which 0 wraps around; `gptq_v2` has the true z.
     """
     bits = packing.scheme.bits
     weight = mx.contiguous(arrays["weight"].swapaxes(-1, -2)).view(mx.uint32)
     scales = mx.contiguous(arrays["scales"].swapaxes(-1, -2))
-    zero_points = _gptq_zero_points(arrays, bits, scales)
-    if packing.variant != "gptq_v2" and "zero_points" in arrays:
-        zero_points = zero_points + GPTQ_V1_OFFSET
+    words = arrays["zero_points"].view(mx.uint32)
+    zero_points = _unpack_exactly(words, bits, scales.shape[-2]).swapaxes(-1, -2)
+    if packing.variant != "gptq_v2":
+        zero_points = (zero_points + GPTQ_V1_OFFSET) & ((1 << bits) - 1)
     triple = _affine(weight, scales, zero_points, packing)
     if "order" in arrays:
         return reorder(triple, arrays["order"], packing)
     return triple
 
 
-def _gptq_zero_points(arrays: Arrays, bits: int, scales: mx.array) -> mx.array:
-    """[o, groups]; symmetric weights may come without."""
-    if "zero_points" not in arrays:
-        return mx.full(scales.shape, 1 << (bits - 1), dtype=mx.uint32)
-    words = arrays["zero_points"].view(mx.uint32)
-    return unpack(words, bits, scales.shape[-2]).swapaxes(-1, -2)
+def _unpack_exactly(words: mx.array, bits: int, count: int) -> mx.array:
+    """As `unpack`, where the words must be those of `count` codes."""
+    wanted = -(-count * bits // WORD)
+    if words.shape[-1] != wanted:
+        raise ValueError(
+            f"{count} zero points of {bits} bits take {wanted} words, there are {words.shape[-1]}"
+        )
+    return unpack(words, bits, count)
 
 
 def awq(arrays: Arrays, packing: Packing) -> dict[str, mx.array]:
     """weight I32 [i, o/8], zero_points I32 [groups, o/8], scales [groups, o]; 4 bits."""
     weight = pack(mx.contiguous(_awq_codes(arrays["weight"]).swapaxes(-1, -2)), 4)
     scales = mx.contiguous(arrays["scales"].swapaxes(-1, -2))
-    if "zero_points" in arrays:
-        zero_points = _awq_codes(arrays["zero_points"]).swapaxes(-1, -2)
-    else:
-        zero_points = mx.full(scales.shape, 8, dtype=mx.uint32)
+    zero_points = _awq_codes(arrays["zero_points"]).swapaxes(-1, -2)
     return _affine(weight, scales, zero_points, packing)
 
 
 def _awq_codes(words: mx.array) -> mx.array:
-    """I32 [..., n] -> codes U32 [..., 8n] in their logical order."""
-    shifts = mx.array(AWQ_ORDER, dtype=mx.uint32) * 4
-    codes = (words.view(mx.uint32)[..., None] >> shifts) & 15
-    return codes.flatten(-2)
+    """I32 [..., n] -> codes U8 [..., 8n] in their logical order."""
+    nibbles = _split_bytes(words.view(mx.uint8), 4)
+    grouped = nibbles.reshape(*words.shape, len(AWQ_ORDER))
+    return grouped[..., mx.array(AWQ_ORDER)].flatten(-2)
 
 
 def reorder(triple: dict[str, mx.array], order: mx.array, packing: Packing) -> dict[str, mx.array]:
@@ -167,6 +195,10 @@ def reorder(triple: dict[str, mx.array], order: mx.array, packing: Packing) -> d
     It is the one thing read here before the graph is complete: i numbers.
     """
     groups = order.astype(mx.int32)
+    if order.shape[-1] != packing.in_features:
+        raise ValueError(
+            f"its activation order is of {order.shape[-1]} columns, not {packing.in_features}"
+        )
     size = packing.in_features if packing.scheme.group_size == ROW else packing.scheme.group_size
     trivial = mx.arange(packing.in_features, dtype=mx.int32) // size
     if mx.array_equal(groups, mx.broadcast_to(trivial, groups.shape)).item():
@@ -225,15 +257,21 @@ def float8_blocks(arrays: Arrays, packing: Packing) -> dict[str, mx.array]:
     """weight E4M3 [o, i], scales [⌈o/B⌉, ⌈i/B⌉]: mxfp8 if powers of two, else a dense weight."""
     weight, scales = arrays["weight"], arrays["scales"]
     if packing.landing is not None:
-        exponents = mx.round(mx.log2(_scales_as_float(scales))) + E8M0_ONE
         return {
             "weight": weight.view(mx.uint32),
-            "scales": spread(exponents.astype(mx.uint8), weight.shape, WORD),
+            "scales": spread(_exponents(scales), weight.shape, WORD),
         }
     values = mx.from_fp8(weight, dtype=mx.float32) * spread(
         _scales_as_float(scales), weight.shape, 1
     )
     return {"weight": values.astype(packing.dtype or mx.bfloat16)}
+
+
+def _exponents(scales: mx.array) -> mx.array:
+    """Powers of two as E8M0 bytes, which they may be already."""
+    if scales.dtype == mx.uint8:
+        return scales
+    return (mx.round(mx.log2(scales.astype(mx.float32))) + E8M0_ONE).astype(mx.uint8)
 
 
 def _scales_as_float(scales: mx.array) -> mx.array:
@@ -246,22 +284,16 @@ def _scales_as_float(scales: mx.array) -> mx.array:
 def spread(blocks: mx.array, shape: tuple[int, ...], step: int) -> mx.array:
     """A value per block as one per row and `step` columns: [⌈o/B⌉, ⌈i/B⌉] -> [o, i/step]."""
     rows, columns = shape[-2], shape[-1]
-    tall = _block_size(rows, blocks.shape[-2])
-    wide = _block_size(columns, blocks.shape[-1])
+    tall, wide = block_size(rows, blocks.shape[-2]), block_size(columns, blocks.shape[-1])
+    if tall is None or wide is None:
+        raise ValueError(f"no blocks of a power of two give scales {blocks.shape[-2:]}")
     full = mx.repeat(mx.repeat(blocks, tall, axis=-2), max(1, wide // step), axis=-1)
     return full[..., :rows, : columns // step]
 
 
-def _block_size(length: int, blocks: int) -> int:
-    """The power of two that cuts `length` into `blocks` blocks, the last one perhaps short."""
-    size = 1
-    while -(-length // size) > blocks:
-        size *= 2
-    return size
-
-
 CONVERTERS: Mapping[str, Callable[[Arrays, Packing], dict[str, mx.array]]] = {
     "packed_integers": packed_integers,
+    "plain_integers": plain_integers,
     "packed_float4": packed_float4,
     "float8": float8,
     "float8_blocks": float8_blocks,

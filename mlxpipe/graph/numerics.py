@@ -30,6 +30,9 @@ ROWS_SLOW_BLAS: Mapping[str, int] = {"mxfp8": 2}
 
 FLOAT32_BYTES = 4
 
+#: dtypes in which MLX's CPU back end cannot choose among dense experts (`gather_mm`).
+SHORT = frozenset({"bfloat16", "float16"})
+
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
@@ -82,7 +85,7 @@ def choose(loaded: LoadedSpec, plan: Plan) -> Numerics:
     checkpoint's own dtype on a GPU.
 
     Raises:
-        ExecutionError: `no-gpu`.
+        ExecutionError: `no-gpu`, `no-16-bit-experts`.
     """
     wanted = loaded.spec.model
     device = _device(wanted.device, loaded)
@@ -92,6 +95,8 @@ def choose(loaded: LoadedSpec, plan: Plan) -> Numerics:
     elif dtype == "auto":
         dtype, why = "checkpoint", "the checkpoint's own dtype on a GPU"
     kernels, reason = _kernels(wanted.kernels, device, dtype, plan)
+    if device == "cpu" and dtype in SHORT and _has_dense_experts(plan, kernels):
+        raise _no_short_experts(loaded, dtype)
     used = blas.status().name if device == "cpu" else ""
     return Numerics(device, dtype, kernels, used, f"{why}; {reason}")
 
@@ -107,6 +112,22 @@ def _kernels(wanted: str, device: str, dtype: str, plan: Plan) -> tuple[str, str
     if needed > memory_bytes() // 2:
         return "packed", "dense weights would take more than half of the memory"
     return "dense", "dense float32 weights fit and are faster with this BLAS"
+
+
+def _has_dense_experts(plan: Plan, kernels: str) -> bool:
+    return any(
+        module.kind == "experts" and (kernels == "dense" or module.landing is None)
+        for module in plan.modules.values()
+    )
+
+
+def _no_short_experts(loaded: LoadedSpec, dtype: str) -> ExecutionError:
+    return ExecutionError(
+        "no-16-bit-experts",
+        f"MLX multiplies dense experts on a CPU in float32 only, not in {dtype}",
+        origin=loaded.origin("model", "dtype"),
+        help="set model.dtype to float32, or model.kernels to packed where experts are packed",
+    )
 
 
 def memory_bytes() -> int:

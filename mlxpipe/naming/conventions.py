@@ -94,15 +94,16 @@ CONVENTIONS: tuple[Convention, ...] = (
     ),
     Convention(
         name="modelopt",
-        title="ModelOpt, and llm-compressor's FP8: X.weight, X.weight_scale, X.weight_scale_2",
+        title="ModelOpt, llm-compressor's FP8 and int8: X.weight, X.weight_scale, X.weight_scale_2",
         bases=("{}.weight",),
         companions={
             "weight_scale": "scales",
             "weight_scale_2": "multiplier",
+            "weight_zero_point": "zero_points",
             "input_scale": "ignored",
             "input_zero_point": "ignored",
         },
-        dtypes=frozenset({"U8", "F8_E4M3"}),
+        dtypes=frozenset({"U8", "I8", "F8_E4M3"}),
     ),
     Convention(
         name="block-fp8",

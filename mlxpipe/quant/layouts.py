@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mlxpipe.naming.groups import Group
-from mlxpipe.quant.modes import ROW, Scheme
-from mlxpipe.quant.verify import BYTES, Array
+from mlxpipe.quant.modes import MODES, ROW, Scheme
+from mlxpipe.quant.verify import BYTES, FLOATS, WORD, Array
 
 #: Role -> array, as a group's header declares them.
 Arrays = Mapping[str, Array]
@@ -34,6 +34,14 @@ PACKED_ROLES = frozenset(
     {"weight", "scales", "biases", "zero_points", "amax", "multiplier", "divisor", "order"}
 )
 
+#: Factors on a whole tensor.
+FACTORS = frozenset({"amax", "multiplier", "divisor"})
+
+#: dtypes of E8M0 numbers, of words with packed codes, and of indices.
+E8M0 = frozenset({"U8", "F8_E8M0"})
+WORDS = frozenset({"I32", "U32"})
+INDICES = frozenset({"I32", "U32", "I64"})
+
 #: Group sizes of MLX's affine kernels, the coarsest first.
 KERNEL_GROUPS = (128, 64, 32)
 
@@ -46,7 +54,8 @@ class Layout:
         name: What plans call it, and the converting function's name in `graph.layouts`.
         title: Who writes it.
         grade: How faithfully MLX holds it.
-        fits: Whether a group has this layout: (convention, its arrays) -> bool.
+        fits: Whether a group has this layout: (convention, its arrays) -> bool. Every array that
+            the conversion takes is checked here, because the judge sees weight and scales alone.
         amounts_to: The group's arrays as an MLX layer's weight, scales and biases.
         variants: Names of claims' variants that change the decoding; the first is no default:
             where there are variants, somebody must declare one.
@@ -60,9 +69,14 @@ class Layout:
     variants: tuple[str, ...] = ()
 
 
+def _parts(length: int, size: int) -> int:
+    """Parts of `size` in `length`, a short one included: what does not divide must not pass."""
+    return -(-length // size)
+
+
 def _words(array: Array) -> Array:
     """Bytes [..., n] as 32-bit words [..., n / 4]."""
-    return Array("U32", (*array.shape[:-1], array.shape[-1] // 4))
+    return Array("U32", (*array.shape[:-1], _parts(array.shape[-1], 4)))
 
 
 def _swapped(array: Array) -> tuple[int, ...]:
@@ -78,13 +92,18 @@ def _integers(arrays: Arrays) -> dict[str, Array]:
     return {"weight": Array("U32", arrays["weight"].shape), "scales": scales, "biases": scales}
 
 
+def _int8(arrays: Arrays) -> dict[str, Array]:
+    scales = arrays["scales"]
+    return {"weight": _words(arrays["weight"]), "scales": scales, "biases": scales}
+
+
 def _float4(arrays: Arrays) -> dict[str, Array]:
     return {"weight": _words(arrays["weight"]), "scales": Array("U8", arrays["scales"].shape)}
 
 
 def _float8(arrays: Arrays) -> dict[str, Array]:
     weight = arrays["weight"]
-    scales = (*weight.shape[:-1], weight.shape[-1] // 32)
+    scales = (*weight.shape[:-1], _parts(weight.shape[-1], 32))
     return {"weight": _words(weight), "scales": Array("U8", scales)}
 
 
@@ -100,19 +119,172 @@ def _gptq(arrays: Arrays) -> dict[str, Array]:
 def _awq(arrays: Arrays) -> dict[str, Array]:
     *lead, inputs, packed = arrays["weight"].shape
     scales = Array(arrays["scales"].dtype, _swapped(arrays["scales"]))
-    weight = Array("U32", (*lead, packed * 8, inputs * 4 // 32))
+    weight = Array("U32", (*lead, packed * 8, _parts(inputs * 4, WORD)))
     return {"weight": weight, "scales": scales, "biases": scales}
 
 
-def _per_row_or_tensor(arrays: Arrays) -> bool:
+# --- which arrays fit together -----------------------------------------------------------------
+
+
+def _matrices(arrays: Arrays) -> bool:
+    """Whether weight and scales are matrices [..., o, i] with the same leading axes."""
+    weight, scales = arrays["weight"].shape, arrays["scales"].shape
+    return len(weight) == len(scales) >= 2 and weight[:-2] == scales[:-2]
+
+
+def _float_scales(arrays: Arrays) -> bool:
+    return arrays["scales"].dtype in FLOATS
+
+
+def _same_rows(arrays: Arrays) -> bool:
+    return arrays["weight"].shape[:-1] == arrays["scales"].shape[:-1]
+
+
+def _factors_fit(arrays: Arrays) -> bool:
+    """Factors are floats: one, or one for each expert, perhaps with an axis of length 1."""
+    lead = arrays["weight"].shape[:-2]
+    factors = [arrays[role] for role in ("amax", "multiplier", "divisor") if role in arrays]
+    return len(factors) <= 1 and all(
+        factor.dtype in FLOATS and factor.shape in (lead, (*lead, 1)) for factor in factors
+    )
+
+
+def _order_fits(arrays: Arrays, words: int) -> bool:
+    """Whether `order` has an integer for each column, `words` being the words of a row."""
+    order = arrays.get("order")
+    if order is None:
+        return True
+    lead = arrays["weight"].shape[:-2]
+    columns = order.shape[-1] if order.shape else 0
+    bits = (words * WORD / columns) if columns else 0
+    integral = order.dtype in INDICES and bits in MODES["affine"].bits
+    return integral and order.shape in ((columns,), (*lead, columns))
+
+
+def _points_fit(points: Array, lead: tuple[int, ...], groups: int, rows: int, axis: int) -> bool:
+    """Whether zero points are `rows` codes of some width, packed along `axis`, for each group."""
+    if points.dtype not in WORDS or len(points.shape) != len(lead) + 2:
+        return False
+    words = points.shape[axis]
+    other = points.shape[-1 if axis == -2 else -2]
+    widths = {_parts(rows * bits, WORD) for bits in MODES["affine"].bits}
+    return points.shape[:-2] == lead and other == groups and words in widths
+
+
+def _mlx_fits(convention: str, arrays: Arrays) -> bool:
+    known = FLOATS | BYTES
+    named = convention in MLX_CONVENTIONS and arrays["scales"].dtype in known
+    return (
+        named
+        and ("biases" not in arrays or arrays["biases"].dtype in FLOATS)
+        and (_factors_fit(arrays))
+    )
+
+
+def _integers_fit(convention: str, arrays: Arrays) -> bool:
+    if convention != "compressed-tensors" or arrays["weight"].dtype != "I32":
+        return False
+    if not (_matrices(arrays) and _same_rows(arrays) and _float_scales(arrays)):
+        return False
+    *lead, rows, groups = arrays["scales"].shape
+    points = arrays.get("zero_points")
+    return _order_fits(arrays, arrays["weight"].shape[-1]) and (
+        points is None or _points_fit(points, tuple(lead), groups, rows, -2)
+    )
+
+
+def _int8_fits(convention: str, arrays: Arrays) -> bool:
+    if arrays["weight"].dtype != "I8" or FACTORS & arrays.keys():
+        return False
+    points, scales = arrays.get("zero_points"), arrays["scales"]
+    return (
+        _matrices(arrays)
+        and _same_rows(arrays)
+        and _float_scales(arrays)
+        and (points is None or (points.dtype == "I8" and points.shape == scales.shape))
+    )
+
+
+def _float4_fits(convention: str, arrays: Arrays) -> bool:
+    """nvfp4 has E4M3 scales of 16 columns and a factor, mxfp4 E8M0 scales of 32 and none.
+
+    Either without the other's parts would be read as other numbers.
+    """
+    weight, scales = arrays["weight"], arrays["scales"]
+    if weight.dtype != "U8" or scales.dtype not in BYTES or not _matrices(arrays):
+        return False
+    nvfp4 = scales.dtype == "F8_E4M3"
+    factor = "multiplier" in arrays or "divisor" in arrays
+    columns = scales.shape[-1] * (16 if nvfp4 else 32)
+    return (
+        _same_rows(arrays)
+        and weight.shape[-1] * 2 == columns
+        and factor == nvfp4
+        and _factors_fit(arrays)
+    )
+
+
+def _float8_fits(convention: str, arrays: Arrays) -> bool:
     """Whether scales are one for the tensor ([] or [1]) or one per row ([o] or [o, 1])."""
-    *lead, rows, _ = arrays["weight"].shape
+    weight = arrays["weight"]
+    if weight.dtype != "F8_E4M3" or len(weight.shape) < 2 or not _float_scales(arrays):
+        return False
+    *lead, rows, _ = weight.shape
     forms = {(*lead,), (*lead, 1), (*lead, rows), (*lead, rows, 1)}
-    return arrays["scales"].shape in forms
+    return arrays["scales"].shape in forms and not FACTORS & arrays.keys()
 
 
-def _in_blocks(arrays: Arrays) -> bool:
-    return len(arrays["scales"].shape) == len(arrays["weight"].shape) >= 2
+def _blocks_fit(convention: str, arrays: Arrays) -> bool:
+    """Whether scales are one per block, mxfp8's 32 columns being part of one block."""
+    weight, scales = arrays["weight"], arrays["scales"]
+    if weight.dtype != "F8_E4M3" or not _matrices(arrays) or FACTORS & arrays.keys():
+        return False
+    tall = block_size(weight.shape[-2], scales.shape[-2])
+    wide = block_size(weight.shape[-1], scales.shape[-1])
+    narrow = wide is not None and wide < 32 and scales.shape[-1] > 1
+    return (
+        (_float_scales(arrays) or scales.dtype in E8M0) and None not in (tall, wide) and not narrow
+    )
+
+
+def block_size(length: int, blocks: int) -> int | None:
+    """The power of two that cuts `length` into `blocks` blocks, the last one perhaps short.
+
+    None where there is none: blocks of other sizes cannot be told from the shapes.
+    """
+    if length < 1 or blocks < 1:
+        return None
+    size = 1
+    while _parts(length, size) > blocks:
+        size *= 2
+    return size if _parts(length, size) == blocks else None
+
+
+def _awq_fits(convention: str, arrays: Arrays) -> bool:
+    if convention != "gptq" or not _matrices(arrays) or not _float_scales(arrays):
+        return False
+    *lead, groups, rows = arrays["scales"].shape
+    points = arrays.get("zero_points")
+    return (
+        arrays["weight"].shape[-1] * 8 == rows
+        and points is not None
+        and points.dtype in WORDS
+        and points.shape == (*lead, groups, rows // 8)
+        and "order" not in arrays
+    )
+
+
+def _gptq_fits(convention: str, arrays: Arrays) -> bool:
+    if convention != "gptq" or not _matrices(arrays) or not _float_scales(arrays):
+        return False
+    *lead, groups, rows = arrays["scales"].shape
+    points = arrays.get("zero_points")
+    return (
+        arrays["weight"].shape[-1] == rows
+        and points is not None
+        and _points_fit(points, tuple(lead), groups, rows, -1)
+        and _order_fits(arrays, arrays["weight"].shape[-2])
+    )
 
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -120,59 +292,56 @@ LAYOUTS: tuple[Layout, ...] = (
         "mlx",
         "MLX's own",
         EXACT,
-        lambda convention, arrays: convention in MLX_CONVENTIONS,
+        _mlx_fits,
         _identity,
     ),
     Layout(
         "packed_integers",
         "compressed-tensors pack-quantized (compressed_tensors/compressors/pack_quantized)",
         EXACT_CODES,
-        lambda convention, arrays: (
-            convention == "compressed-tensors" and arrays["weight"].dtype == "I32"
-        ),
+        _integers_fit,
         _integers,
+    ),
+    Layout(
+        "plain_integers",
+        "compressed-tensors int-quantized (compressed_tensors/compressors/naive_quantized)",
+        EXACT_CODES,
+        _int8_fits,
+        _int8,
     ),
     Layout(
         "packed_float4",
         "compressed-tensors nvfp4- and mxfp4-pack-quantized; ModelOpt NVFP4",
         EXACT,
-        lambda convention, arrays: (
-            arrays["weight"].dtype == "U8" and arrays["scales"].dtype in BYTES
-        ),
+        _float4_fits,
         _float4,
     ),
     Layout(
         "float8",
         "ModelOpt FP8; compressed-tensors float-quantized, per tensor or row",
         EXACT,
-        lambda convention, arrays: (
-            arrays["weight"].dtype == "F8_E4M3" and _per_row_or_tensor(arrays)
-        ),
+        _float8_fits,
         _float8,
     ),
     Layout(
         "float8_blocks",
         "DeepSeek's and Qwen's block FP8; compressed-tensors float-quantized in blocks",
         LOSSY,
-        lambda convention, arrays: arrays["weight"].dtype == "F8_E4M3" and _in_blocks(arrays),
+        _blocks_fit,
         _float8,
     ),
     Layout(
         "awq",
         "AWQ GEMM; AutoRound auto_awq (awq/utils/packing_utils)",
         EXACT_CODES,
-        lambda convention, arrays: (
-            convention == "gptq" and arrays["weight"].shape[-1] * 8 == arrays["scales"].shape[-1]
-        ),
+        _awq_fits,
         _awq,
     ),
     Layout(
         "gptq",
         "GPTQ, AutoRound (gptqmodel/nn_modules/qlinear)",
         EXACT_CODES,
-        lambda convention, arrays: (
-            convention == "gptq" and arrays["weight"].shape[-1] == arrays["scales"].shape[-1]
-        ),
+        _gptq_fits,
         _gptq,
         variants=("gptq", "gptq_v2"),
     ),

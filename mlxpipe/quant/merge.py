@@ -107,11 +107,11 @@ def judge(
     reason = contradiction(winner.scheme, evidence)
     if not reason:
         return _by_claim(path, ranked, evidence)
+    if evidence.dense and (winner.reach is Reach.GLOBAL or winner.optional):
+        # A global and an allow-list speak of what is packed; producers leave dense what they like.
+        return _by_shapes(path, ranked, evidence, found)
     if winner.reach is not Reach.GLOBAL:
         return _contradicted(path, ranked, evidence, reason)
-    if evidence.dense:
-        # A global speaks of what is packed; producers leave dense whatever they like.
-        return _by_shapes(path, ranked, evidence, found)
     if len(found) == 1:
         verdict = _by_shapes(path, ranked, evidence, found)
         return replace(verdict, warnings=(_set_aside(path, winner, found[0], reason),))
@@ -181,7 +181,7 @@ def _fate_before_shapes(claim: Claim, answer: Scheme | None, evidence: Evidence)
     if claim.scheme == answer:
         return Judged(claim, Fate.AGREES)
     reason = contradiction(claim.scheme, evidence)
-    if claim.reach is not Reach.GLOBAL:
+    if claim.reach is not Reach.GLOBAL and not claim.optional:
         return Judged(claim, Fate.STALE if reason else Fate.CONFLICT, reason)
     if evidence.dense:
         return Judged(claim, Fate.GENERAL, "a global speaks of packed weights; this one is dense")

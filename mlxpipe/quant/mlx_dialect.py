@@ -48,7 +48,7 @@ def read_config(config: Block, source: str = "config") -> Reading:
 
 def is_foreign(data: Mapping[str, Any]) -> bool:
     """Whether a block is another producer's."""
-    return data.get("quant_method") is not None
+    return data.get("quant_method") is not None or data.get("method") is not None
 
 
 def _find_block(config: Block, path: tuple[str, ...]) -> Block | None:

@@ -88,7 +88,9 @@ MICRO: Mapping[tuple[str, int, int], Scheme] = {
 
 INTEGER_TYPES = frozenset({"int", "int_sym", "int_asym"})
 FP8_TYPES = frozenset({"fp", "fp8", "fp8_e4m3"})
-FP8_NOTES: Mapping[int, str] = {-1: FP8_ROW, 0: FP8_TENSOR}
+
+#: (bits, group size) -> the note for FP8.
+FP8_NOTES: Mapping[tuple[int, int], str] = {(8, -1): FP8_ROW, (8, 0): FP8_TENSOR}
 
 #: Where blocks to quantise are listed; the first that is there holds.
 ALLOW_LISTS = ("quant_block_list", "block_name_to_quantize", "to_quant_block_names")
@@ -166,7 +168,7 @@ def _allowed(fields: Fields, top: Claim) -> Iterator[Claim]:
 def _blocks(value: Any, place: tuple[str, ...], fields: Fields) -> Iterable[tuple[str, Origin]]:
     """Names in a string with commas, a list, or lists of lists."""
     origin = fields.at(*place)
-    if value is None:
+    if value is None and len(place) == 1:
         return
     if isinstance(value, str):
         for name in value.split(","):
@@ -227,12 +229,12 @@ def _scheme(record: Record, packing: Packing, fields: Fields) -> tuple[Scheme | 
         return None, f"{bits} bits: dense"
     if packing.numbers == "int" and record.data_type in INTEGER_TYPES:
         return affine(record.integers, fields), ""
-    if packing.numbers == "micro":
-        scheme = MICRO.get((record.data_type[:5], bits, size))
-        if scheme is not None:
-            return scheme, ""
-    if packing.numbers == "fp8" and record.data_type in FP8_TYPES and size in FP8_NOTES:
-        return FP8, FP8_NOTES[size]
+    micro = MICRO.get((record.data_type[:5], bits, size))
+    if packing.numbers == "micro" and micro is not None:
+        return micro, ""
+    note = FP8_NOTES.get((bits, size), "")
+    if packing.numbers == "fp8" and record.data_type in FP8_TYPES and note:
+        return FP8, note
     raise _unsupported(record, fields.at())
 
 
