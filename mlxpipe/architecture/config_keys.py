@@ -29,7 +29,7 @@ Config = dict[str, Any]
 
 def normalise(config: Mapping[str, Any]) -> Config:
     """A copy of a config with tagged floats decoded and missing names filled in."""
-    decoded: Config = _decode(dict(config))
+    decoded: Config = {key: _decode(value) for key, value in config.items()}
     for section in SECTIONS:
         if isinstance(decoded.get(section), dict):
             decoded[section] = _fill(decoded[section])
@@ -38,7 +38,7 @@ def normalise(config: Mapping[str, Any]) -> Config:
 
 def _decode(value: Any) -> Any:
     if isinstance(value, Mapping):
-        if set(value) == {TAG} and value[TAG] in TAGGED:
+        if set(value) == {TAG} and isinstance(value[TAG], str) and value[TAG] in TAGGED:
             return TAGGED[value[TAG]]
         return {key: _decode(item) for key, item in value.items()}
     return [_decode(item) for item in value] if isinstance(value, list) else value

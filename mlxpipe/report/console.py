@@ -302,15 +302,25 @@ class ConsoleReporter(Reporter):
         self._progress = progress and err.is_terminal
         self._quiet = quiet
 
+    def prompt(self, text: str) -> None:
+        """Print a prompt so that it can be told from what follows."""
+        line = Text(visible(text), style="bold")
+        self._write(lambda out: out.print(line, end="", soft_wrap=True))
+
     def text(self, piece: str) -> None:
         """Print a piece of generated text at once."""
-        if self._out is not None and piece:
-            try:
-                self._out.file.write(visible(piece))
-                self._out.file.flush()
-            except BrokenPipeError:
-                # Whoever read along went away; the run and its record go on.
-                self._out = None
+        if piece:
+            self._write(lambda out: out.file.write(visible(piece)))
+
+    def _write(self, action: Callable[[Console], object]) -> None:
+        if self._out is None:
+            return
+        try:
+            action(self._out)
+            self._out.file.flush()
+        except BrokenPipeError:
+            # Whoever read along went away; the run and its record go on.
+            self._out = None
 
     def message(self, text: str) -> None:
         """Print a line for people."""

@@ -16,6 +16,9 @@ from mlxpipe.spec import LoadedSpec
 class Reporter:
     """Told what happens while it happens; this one keeps silent."""
 
+    def prompt(self, text: str) -> None:
+        """The prompt whose completion comes next."""
+
     def text(self, piece: str) -> None:
         """A piece of generated text."""
 

@@ -17,6 +17,10 @@ from mlxpipe.tasks.base import Context, Outcome
 from mlxpipe.tasks.texts import read_prompts
 
 
+#: How many tokens of the prompt decide how the first one after it is spelled.
+CONTEXT_TOKENS = 4
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """One line of the output.
@@ -45,6 +49,7 @@ def run(context: Context, number: int, folder: Path) -> Outcome:
             ids = _encode(context, task, prompt, number)
             # Each prompt starts from the seed, so its completion does not hang on the others.
             mx.random.seed(_seed(context, task))
+            context.reporter.prompt(prompt)
             completion = complete(context, task, prompt, ids)
             lines.write(json.dumps(asdict(completion), ensure_ascii=False) + "\n")
             lines.flush()
@@ -105,13 +110,23 @@ def complete(context: Context, task: GenerateTask, prompt: str, ids: list[int]) 
         ended = response.finish_reason == "stop"
         if not ended:
             tokens.append(response.token)
-        before, (text, stopped) = text, _until_stop(text, response.text, task.stop)
+        piece = response.text
+        if len(tokens) == 1 and not ended:
+            piece = _leading_space(context.tokenizer, ids, tokens[0], piece) + piece
+        before, (text, stopped) = text, _until_stop(text, piece, task.stop)
         context.reporter.text(text[len(before) :])
         if ended or stopped:
             reason = "stop"
             break
     context.reporter.text("\n")
     return Completion(prompt, text, tuple(tokens), reason)
+
+
+def _leading_space(tokenizer: Any, ids: list[int], first: int, piece: str) -> str:
+    """The space that begins a completion of a raw prompt; mlx-lm's streaming drops it."""
+    tail = ids[-CONTEXT_TOKENS:]
+    follows = tokenizer.decode([*tail, first])[len(tokenizer.decode(tail)) :]
+    return " " if follows.startswith(" ") and not piece.startswith(" ") else ""
 
 
 def _until_stop(before: str, piece: str, stops: Sequence[str]) -> tuple[str, bool]:
