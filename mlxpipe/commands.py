@@ -8,12 +8,21 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from mlxpipe import api
-from mlxpipe.errors import Diagnostic, ExitCode, MlxpipeError, PlanError, render_all
+from mlxpipe.errors import (
+    Diagnostic,
+    ExecutionError,
+    ExitCode,
+    MlxpipeError,
+    PlanError,
+    render_all,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from mlxpipe.graph.numerics import Numerics
     from mlxpipe.plan.plan import Plan
+    from mlxpipe.spec import LoadedSpec
 
 
 def run(options: Namespace) -> int:
@@ -44,14 +53,26 @@ def run(options: Namespace) -> int:
 
 def plan(options: Namespace) -> int:
     """`mlxpipe plan`."""
-    made = api.make_plan(options.spec)
+    loaded = api.open_spec(options.spec)
+    made = api.make_plan(loaded)
+    numerics = _numerics(loaded, made)
     if options.format == "json":
-        _print_json(made.as_json())
+        _print_json({**made.as_json(), "numerics": numerics.as_json() if numerics else None})
     else:
         from mlxpipe.report.console import print_plan
 
-        print_plan(_console(), made, every=options.every)
+        print_plan(_console(), made, numerics, every=options.every)
     return _report_problems(made)
+
+
+def _numerics(loaded: LoadedSpec, made: Plan) -> Numerics | None:
+    """How this machine would compute; None where it cannot, because a GPU is asked for."""
+    from mlxpipe.graph.numerics import choose
+
+    try:
+        return choose(loaded, made)
+    except ExecutionError:
+        return None
 
 
 def explain(options: Namespace) -> int:

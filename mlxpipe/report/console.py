@@ -93,8 +93,10 @@ def print_findings(console: Console, findings: Iterable[Diagnostic]) -> None:
 # --- plan ------------------------------------------------------------------------------------
 
 
-def print_plan(console: Console, plan: Plan, *, every: bool = False) -> None:
-    """A plan in one screen; with `every`, each module."""
+def print_plan(
+    console: Console, plan: Plan, numerics: object | None = None, *, every: bool = False
+) -> None:
+    """A plan in one screen, with how this machine would compute; with `every`, each module."""
     totals = plan.totals
     head = Text(plan.name, style="bold")
     head.append(f"  {plan.source}", style="default")
@@ -116,6 +118,8 @@ def print_plan(console: Console, plan: Plan, *, every: bool = False) -> None:
     ]
     console.print("  " + " · ".join(line))
     console.print(Text("  whom to believe: " + " > ".join(plan.precedence), style="dim"))
+    if numerics is not None:
+        console.print(Text(f"  computes: {numerics}", style="dim"), soft_wrap=True)
     if plan.unloaded:
         console.print(Text(f"  not loaded: {_families(plan.unloaded)}", style="dim"))
     shown = (*plan.notes, *plan.conflicts, *plan.unmatched)

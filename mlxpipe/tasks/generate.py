@@ -16,7 +16,6 @@ from mlxpipe.spec import GenerateTask
 from mlxpipe.tasks.base import Context, Outcome
 from mlxpipe.tasks.texts import read_prompts
 
-
 #: How many tokens of the prompt decide how the first one after it is spelled.
 CONTEXT_TOKENS = 4
 
