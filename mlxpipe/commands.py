@@ -129,8 +129,12 @@ def check(options: Namespace) -> int:
 
 
 def _check_one(spec: str) -> tuple[ExitCode, list[Diagnostic]]:
+    from mlxpipe.tasks.texts import check_inputs
+
     try:
-        made = api.make_plan(spec, architecture=False)
+        loaded = api.open_spec(spec)
+        check_inputs(loaded)
+        made = api.make_plan(loaded, architecture=False)
     except MlxpipeError as error:
         return error.exit_code, list(error.diagnostics)
     found = {each.render(): each for each in (*made.conflicts, *made.unmatched, *made.problems)}

@@ -90,8 +90,9 @@ def trace_sanitize(
     """
     sanitize = getattr(model, "sanitize", None)
     _require_readable(tensors)
+    # Ones rather than zeros: a `sanitize` may check what it renames, a sign being 1 or -1 say.
     placeholders = {
-        name: mx.zeros(shape, DTYPES[dtype]) for name, (dtype, shape) in tensors.items()
+        name: mx.ones(shape, DTYPES[dtype]) for name, (dtype, shape) in tensors.items()
     }
     outputs = placeholders if sanitize is None else _call(sanitize, dict(placeholders))
     names = {id(array): name for name, array in placeholders.items()}

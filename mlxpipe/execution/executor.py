@@ -16,6 +16,7 @@ from mlxpipe.plan.plan import Plan
 from mlxpipe.plan.planner import plan_checkpoint
 from mlxpipe.spec import LoadedSpec
 from mlxpipe.tasks import Context, Reporter, runner
+from mlxpipe.tasks.texts import check_inputs
 
 if TYPE_CHECKING:
     from mlxpipe.graph.numerics import Numerics
@@ -52,6 +53,7 @@ def execute(loaded: LoadedSpec, reporter: Reporter | None = None) -> RunRecord:
         KeyboardInterrupt: passed on, after the record was closed as interrupted.
     """
     reporter = reporter or Reporter()
+    check_inputs(loaded)
     checkpoint = open_source(loaded, progress=True)
     plan = plan_checkpoint(loaded, checkpoint).require_sound()
     for finding in (*plan.conflicts, *plan.unmatched, *plan.notes):

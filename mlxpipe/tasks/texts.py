@@ -8,6 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from mlxpipe.errors import Origin, UsageError
+from mlxpipe.spec import GenerateTask, LoadedSpec, PerplexityTask
+
+
+def check_inputs(loaded: LoadedSpec) -> None:
+    """Read every file that the tasks name, so that a wrong one is known before a model is loaded.
+
+    Raises:
+        UsageError: as the two readers do.
+    """
+    for number, task in enumerate(loaded.spec.tasks):
+        if isinstance(task, GenerateTask) and task.prompt_file is not None:
+            origin = loaded.origin("tasks", number, "prompt_file")
+            read_prompts(loaded.resolve(task.prompt_file), origin)
+        if isinstance(task, PerplexityTask):
+            read_text(loaded.resolve(task.data), loaded.origin("tasks", number, "data"))
 
 
 def read_prompts(path: Path, origin: Origin) -> list[str]:
