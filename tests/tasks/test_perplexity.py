@@ -70,8 +70,9 @@ def test_perplexity_is_that_of_the_definition(tmp_path):
 
 
 def test_overlap_gives_more_context_and_so_a_better_score(tmp_path):
-    apart = run(tmp_path, "data: text.txt, context: 16, windows: 12")
-    overlapping = run(tmp_path, "data: text.txt, context: 16, stride: 4, windows: 12")
+    excerpt = (QUICKSTART.parent / "emma-excerpt.txt").read_text(encoding="utf-8")[:2000]
+    apart = run(tmp_path, "data: text.txt, context: 16", excerpt)
+    overlapping = run(tmp_path, "data: text.txt, context: 16, stride: 4", excerpt)
     assert overlapping["perplexity"] < apart["perplexity"]
 
 
