@@ -33,7 +33,7 @@ from torch.nn.functional import cross_entropy
 class TrainConfig:
     """How the model is trained; lengths in tokens."""
 
-    steps: int = 3000
+    steps: int = 1800
     batch: int = 12  # over all workers
     context: int = 256
     peak_rate: float = 2e-3
