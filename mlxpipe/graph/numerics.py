@@ -22,10 +22,10 @@ DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 #: With a fast BLAS: rows of the input from which dequantising and multiplying beats MLX's
 #: quantised CPU kernel. It depends on the mode, because dequantising some modes is slow there.
-ROWS_FAST_BLAS: Mapping[str, int] = {"affine": 6, "mxfp4": 40, "mxfp8": 2, "nvfp4": 40}
+ROWS_FAST_BLAS: Mapping[str, int] = {"affine": 6, "mxfp4": 32, "mxfp8": 2, "nvfp4": 32}
 
-#: The same with the reference BLAS, whose products are no faster than the quantised kernel's,
-#: except where that one is slow.
+#: The same with the reference BLAS, whose products are no faster than the quantised kernel's (from
+#: 32 rows on by a few per cent in affine), except where that one is slow.
 ROWS_SLOW_BLAS: Mapping[str, int] = {"mxfp8": 2}
 
 FLOAT32_BYTES = 4
