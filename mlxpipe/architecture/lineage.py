@@ -91,9 +91,7 @@ def trace_sanitize(
     sanitize = getattr(model, "sanitize", None)
     _require_readable(tensors)
     # Ones rather than zeros: a `sanitize` may check what it renames, a sign being 1 or -1 say.
-    placeholders = {
-        name: mx.ones(shape, DTYPES[dtype]) for name, (dtype, shape) in tensors.items()
-    }
+    placeholders = {name: mx.ones(shape, DTYPES[dtype]) for name, (dtype, shape) in tensors.items()}
     outputs = placeholders if sanitize is None else _call(sanitize, dict(placeholders))
     names = {id(array): name for name, array in placeholders.items()}
     moved = [name for name, array in outputs.items() if id(array) not in names]
