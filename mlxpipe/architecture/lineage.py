@@ -8,7 +8,8 @@ which operations. (`mlx.core.export_function` with a callback gives the graph.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,7 +141,8 @@ def _record(
         return [result[name] for name in wanted]
 
     try:
-        mx.export_function(events.append, outputs, (), dict(placeholders))
+        with _without_contiguous():
+            mx.export_function(events.append, outputs, (), dict(placeholders))
     except (RuntimeError, ValueError) as error:  # MLX refuses to evaluate what it records
         raise PlanError(
             "sanitize-evaluates",
@@ -148,6 +150,17 @@ def _record(
             found=str(error),
         ) from error
     return _read_graph(events, wanted)
+
+
+@contextmanager
+def _without_contiguous() -> Iterator[None]:
+    """Make `mx.contiguous` a no-op: MLX cannot record it, and it changes no value and no shape."""
+    original = mx.contiguous
+    mx.contiguous = lambda array, *_, **__: array
+    try:
+        yield
+    finally:
+        mx.contiguous = original
 
 
 def _read_graph(events: list[dict[str, Any]], wanted: list[str]) -> dict[str, Lineage]:

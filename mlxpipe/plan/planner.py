@@ -25,7 +25,7 @@ from mlxpipe.plan.matching import (
 )
 from mlxpipe.plan.plan import Plan, PlannedModule, describe_loser
 from mlxpipe.plan.survey import Subject, Survey, survey_architecture, survey_names
-from mlxpipe.quant.claims import Claim, Reach, Reading
+from mlxpipe.quant.claims import ASYMMETRIC, Claim, Reach, Reading
 from mlxpipe.quant.gather import gather
 from mlxpipe.quant.layouts import EXACT, LOSSY, Layout, landing
 from mlxpipe.quant.merge import Fate, Verdict, judge
@@ -95,6 +95,8 @@ def _planned(subject: Subject, verdict: Verdict, checkpoint: Checkpoint) -> Plan
     problem = verdict.problem or _unlandable(subject, verdict, landed, grade)
     if problem is None and layout and layout.variants and not variant and verdict.scheme:
         problem = _undeclared(subject, layout)
+    if problem is None and verdict.judged and verdict.judged[0].claim.variant == ASYMMETRIC:
+        problem = _without_zero_points(subject, verdict)
     return PlannedModule(
         subject.path,
         subject.kind,
@@ -118,12 +120,14 @@ def _bytes(checkpoint: Checkpoint, names: Iterable[str]) -> int:
 def _landing(subject: Subject, verdict: Verdict) -> tuple[Scheme | None, str]:
     """What MLX computes, and how faithful that is."""
     scheme, layout = verdict.scheme, subject.layout
-    if scheme is None or layout is None:
+    if scheme is None:
         return None, EXACT
-    if layout.grade == LOSSY:
+    if layout is not None and layout.grade == LOSSY:
         return (scheme, EXACT) if subject.exact_blocks else (None, LOSSY)
     width = subject.evidence.in_features
-    return (scheme if width is None else landing(scheme, width)), layout.grade
+    landed = scheme if width is None else landing(scheme, width)
+    # Without a layout of ours it is the architecture's own renaming that made MLX's arrays of it.
+    return landed, layout.grade if layout else EXACT
 
 
 def _unlandable(
@@ -147,6 +151,19 @@ def _variant(layout: Layout | None, verdict: Verdict) -> str:
         return ""
     declared = (judged.claim.variant for judged in verdict.judged)
     return next((name for name in declared if name in layout.variants), "")
+
+
+def _without_zero_points(subject: Subject, verdict: Verdict) -> Diagnostic | None:
+    if "zero_points" in subject.roles or subject.layout is None:
+        return None
+    return Diagnostic(
+        "missing-zero-points",
+        f"'{subject.path}' is declared asymmetric, and the checkpoint has no zero points for it",
+        origin=verdict.origin,
+        module=subject.path,
+        found="; ".join(subject.tensors),
+        help="a shard may be missing, or the declaration is wrong",
+    )
 
 
 def _undeclared(subject: Subject, layout: Layout) -> Diagnostic:

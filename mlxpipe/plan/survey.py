@@ -48,6 +48,7 @@ class Subject:
         weights: How many weights it has; 0 where unknown.
         layout: How its producer packs it, None for a dense weight.
         group: Path of its group in the checkpoint.
+        roles: The roles its group has.
         exact_blocks: Whether the scales of its blocks are powers of two, where it has blocks.
     """
 
@@ -58,6 +59,7 @@ class Subject:
     weights: int
     layout: Layout | None = None
     group: str = ""
+    roles: frozenset[str] = frozenset()
     exact_blocks: bool = False
 
     @property
@@ -218,6 +220,7 @@ def _subject(
         prod(module.weight),
         layout,
         group.path,
+        frozenset(group.parts),
         group.path in path_exact,
     )
 
@@ -284,4 +287,5 @@ def _named_subject(path: str, group: Group) -> Subject:
         name for role, part in group.parts.items() if role in PACKED_ROLES for name in part.names
     )
     weights = prod(arrays["weight"].shape) if evidence.dense else 0
-    return Subject(path, "weight", evidence, names, weights, layout, path)
+    roles = frozenset(group.parts)
+    return Subject(path, "weight", evidence, names, weights, layout, path, roles)

@@ -14,6 +14,10 @@ from mlxpipe.quant.modes import Scheme
 BUILT_IN = ("spec", "config", "metadata", "sidecar", "shapes")
 
 
+#: The variant of integers that need zero points.
+ASYMMETRIC = "asymmetric"
+
+
 class Reach(Enum):
     """What a claim is about. A claim on a path or a pattern beats any source's global."""
 

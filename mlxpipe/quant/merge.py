@@ -149,7 +149,7 @@ def _by_claim(path: str, ranked: list[Claim], evidence: Evidence) -> Verdict:
 
 def _fate_of_loser(loser: Claim, winner: Claim, evidence: Evidence) -> Judged:
     if loser.scheme == winner.scheme:
-        return Judged(loser, Fate.AGREES)
+        return _fate_of_agreement(loser, winner)
     if loser.reach is Reach.GLOBAL and winner.reach is not Reach.GLOBAL:
         return Judged(loser, Fate.GENERAL, f"the claim on this path ({winner.source}) is nearer")
     if loser.source == winner.source and not _names_one_path_twice(loser, winner):
@@ -157,6 +157,14 @@ def _fate_of_loser(loser: Claim, winner: Claim, evidence: Evidence) -> Judged:
     if reason := contradiction(loser.scheme, evidence):
         return Judged(loser, Fate.STALE, reason)
     return Judged(loser, Fate.CONFLICT, f"{winner.source} takes precedence")
+
+
+def _fate_of_agreement(loser: Claim, winner: Claim) -> Judged:
+    """Equal schemes may still be stored in variants that decode differently."""
+    if loser.variant and winner.variant and loser.variant != winner.variant:
+        reason = f"stored as {loser.variant}, not as {winner.variant}"
+        return Judged(loser, Fate.CONFLICT, reason)
+    return Judged(loser, Fate.AGREES)
 
 
 def _names_one_path_twice(loser: Claim, winner: Claim) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mlxpipe.errors import Origin, did_you_mean
+from mlxpipe.quant.claims import ASYMMETRIC
 from mlxpipe.quant.dialects.fields import Fields, UnreadableError, malformed, refuse
 from mlxpipe.quant.dialects.formats import (
     DENSE_BITS,
@@ -24,6 +25,7 @@ from mlxpipe.quant.dialects.formats import (
     affine,
     fp8_blocks,
     pair,
+    whole_blocks,
 )
 from mlxpipe.quant.modes import Scheme
 
@@ -59,6 +61,7 @@ class Group:
 
     scheme: Scheme | None
     note: str
+    variant: str = ""
 
 
 def meaning_of(group: Fields, fields: Fields) -> Group:
@@ -103,14 +106,14 @@ def _strategy(weights: Fields) -> str:
 
 
 def _integers(weights: Fields, bits: int, strategy: str) -> Group:
-    weights.flag("symmetric", True)
+    variant = "" if weights.flag("symmetric", True) else ASYMMETRIC
     if strategy == "group":
         size = weights.integer("group_size")
-        return Group(affine(Integers(bits, size), weights), "")
+        return Group(affine(Integers(bits, size), weights), "", variant)
     notes = {"channel": "", "tensor": "one scale per tensor"}
     if strategy not in notes:
         raise _unsupported(weights, f"integers with the strategy '{strategy:.40}'")
-    return Group(affine(Integers(bits, -1), weights), notes[strategy])
+    return Group(affine(Integers(bits, -1), weights), notes[strategy], variant)
 
 
 def _floats(weights: Fields, bits: int, strategy: str, form: str) -> tuple[str, Group]:
@@ -142,7 +145,7 @@ def _block(weights: Fields) -> tuple[int, int]:
         raise malformed(
             weights.at("block_structure"), "block_structure", value, "two positive whole numbers"
         )
-    return found
+    return whole_blocks(found, weights.at("block_structure"))
 
 
 def _unsupported(weights: Fields, what: str) -> UnreadableError:

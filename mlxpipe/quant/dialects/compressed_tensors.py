@@ -88,6 +88,7 @@ def _group(fields: Fields, groups: Fields, name: str, source: str) -> Iterator[I
     severity = "note" if meaning.scheme is None else "warning"
     for target, origin in group.names("targets"):
         base = Claim(source, meaning.scheme, Reach.PATH, target, origin, meaning.note)
+        base = replace(base, variant=meaning.variant)
         yield from attempt(_aimed, base, severity)
 
 

@@ -40,6 +40,24 @@ def pair(value: Any) -> tuple[int, int] | None:
     return numbers[0], numbers[1]
 
 
+def whole_blocks(block: tuple[int, int], origin: Origin) -> tuple[int, int]:
+    """The block, if the shape of the scales can tell its size.
+
+    Raises:
+        UnreadableError: a side that is no power of two; nobody is known to write such blocks.
+    """
+    if all(side & (side - 1) == 0 for side in block):
+        return block
+    raise refuse(
+        "unsupported-block-size",
+        "blocks whose sides are no powers of two are not supported",
+        origin,
+        found=f"{block[0]}×{block[1]}",
+        expected="such as 128×128",
+        help="quantise the unquantised checkpoint with other blocks",
+    )
+
+
 def _is_digits(value: Any) -> bool:
     return isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 7
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 
 from mlxpipe.quant.claims import Block, Claim, Reach, Reading
 from mlxpipe.quant.dialects.fields import Fields, Item, attempt, collect, malformed, refuse
-from mlxpipe.quant.dialects.formats import FP8, FP8_ROW, FP8_TENSOR, fp8_blocks, pair
+from mlxpipe.quant.dialects.formats import FP8, FP8_ROW, FP8_TENSOR, fp8_blocks, pair, whole_blocks
 from mlxpipe.quant.dialects.skips import skipped
 
 #: quant_method -> the note where no block size is read.
@@ -60,7 +60,7 @@ def _note(fields: Fields) -> str:
     if size is None:
         return FP8_TENSOR
     block = pair(size)
-    if block is not None:
-        return fp8_blocks(*block)
     origin = fields.at("weight_block_size")
+    if block is not None:
+        return fp8_blocks(*whole_blocks(block, origin))
     raise malformed(origin, "weight_block_size", size, "two positive whole numbers, or null")
