@@ -6,6 +6,10 @@ OpenBLAS that is loaded before `mlx.core` serves MLX. Every module here that imp
 this one first; a program that imports MLX before mlxpipe keeps MLX's own.
 
 `MLXPIPE_BLAS` chooses: `auto` (the default), `bundled` (MLX's own), or a library's path.
+
+An OpenBLAS older than the processor may not know it and fall back to kernels of 2004 (`Prescott`),
+four times slower or worse. So the kernels are named by what the processor can do, unless the user
+names them with OpenBLAS's own variable.
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ import ctypes
 import ctypes.util
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,6 +38,16 @@ _FAST = {
 
 #: Names that the dynamic linker may know OpenBLAS by.
 _CANDIDATES = ("libopenblas.so.0", "libopenblas.so", "libopenblasp.so.0")
+
+
+#: OpenBLAS's variable for the kernels to use.
+KERNELS_VARIABLE = "OPENBLAS_CORETYPE"
+
+#: What a processor can do -> OpenBLAS's name of the kernels for it, the fastest first.
+_KERNELS = (
+    (frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"}), "SkylakeX"),
+    (frozenset({"avx2", "fma"}), "Haswell"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +114,35 @@ def _load_named(path: str) -> str:
 def _load(library: str) -> str | None:
     """Why a library cannot be loaded, None when it was."""
     try:
-        found = ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+        with _kernels_named():
+            found = ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
         return str(error)
     return None if hasattr(found, "cblas_sgemm") else f"{library} has no cblas_sgemm"
+
+
+@contextmanager
+def _kernels_named() -> Iterator[None]:
+    """OpenBLAS's variable set while the library is loaded, where the user has not set it."""
+    kernels = next((name for needs, name in _KERNELS if needs <= _processor_flags()), None)
+    if kernels is None or KERNELS_VARIABLE in os.environ:
+        yield
+        return
+    os.environ[KERNELS_VARIABLE] = kernels
+    try:
+        yield
+    finally:
+        del os.environ[KERNELS_VARIABLE]
+
+
+def _processor_flags() -> frozenset[str]:
+    """What the processor can do, as Linux names it; nothing where it does not say."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return frozenset()
+    line = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    return frozenset(line.partition(":")[2].split())
 
 
 def _file_of(library: str) -> str:
@@ -115,8 +156,14 @@ def _file_of(library: str) -> str:
 
 
 def _name(library: str) -> str:
+    """The library's name, and the kernels it chose where it tells them."""
     stem = Path(library).name
-    return next((name for start, name in _FAST.items() if stem.startswith(start)), stem)
+    name = next((name for start, name in _FAST.items() if stem.startswith(start)), stem)
+    ask = getattr(ctypes.CDLL(library), "openblas_get_corename", None)
+    if ask is None:
+        return name
+    ask.restype = ctypes.c_char_p
+    return f"{name} ({ask().decode()})"
 
 
 preload()
