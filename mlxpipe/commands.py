@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from argparse import Namespace
@@ -53,6 +54,8 @@ def run(options: Namespace) -> int:
 
 def plan(options: Namespace) -> int:
     """`mlxpipe plan`."""
+    # The process ends with the plan; walking a large one for cycles would only cost time.
+    gc.disable()
     loaded = api.open_spec(options.spec)
     made = api.make_plan(loaded)
     numerics = _numerics(loaded, made)

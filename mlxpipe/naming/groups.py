@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from mlxpipe.errors import Origin, PlanError
 from mlxpipe.naming.conventions import CONVENTIONS, MAIN_LEAVES, Convention
-from mlxpipe.naming.names import EXPERTS, Renaming, matches, parse_expert
+from mlxpipe.naming.names import EXPERTS, Renaming, matches
 
 #: The leaf under which a role is handed to the architecture.
 CANONICAL_LEAF: Mapping[str, str] = {"amax": "global_scale"}
@@ -126,15 +126,30 @@ class _Home(NamedTuple):
     convention: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Homes:
+    """The companions among a stem's leaves.
+
+    Attributes:
+        by_leaf: Leaf -> where it belongs, for every leaf that is a companion.
+        inner: Whether there are some, and their main tensors are all among the leaves.
+        outer: Whether there are some of the tensor whose whole name is the stem.
+    """
+
+    by_leaf: Mapping[str, _Home]
+    inner: bool
+    outer: bool
+
+
 class _Companions:
     """Finds the companions among a stem's leaves; equal sets of leaves are looked at once."""
 
     def __init__(self, hooks: Mapping[str, list[_Hook]]) -> None:
         self._hooks = hooks
-        self._known: dict[tuple[Any, ...], Mapping[str, _Home]] = {}
+        self._known: dict[tuple[Any, ...], _Homes] = {}
 
-    def of(self, stem: str, leaves: Leaves, stems: Mapping[str, Leaves]) -> Mapping[str, _Home]:
-        """Leaf -> where it belongs, for every leaf that is a companion."""
+    def of(self, stem: str, leaves: Leaves, stems: Mapping[str, Leaves]) -> _Homes:
+        """Where a stem's leaves belong."""
         parent, _, last = stem.rpartition(".")
         outer = stems.get(parent, {}).get(last)
         dtype = None if outer is None else outer.dtype
@@ -144,14 +159,15 @@ class _Companions:
             found = self._known[key] = self._find(leaves, dtype)
         return found
 
-    def _find(self, leaves: Leaves, outer: str | None) -> dict[str, _Home]:
-        homes = {}
+    def _find(self, leaves: Leaves, outer: str | None) -> _Homes:
+        homes: dict[str, _Home] = {}
         for leaf in leaves:
             found = (_home(hook, leaves, outer) for hook in self._hooks.get(leaf, ()))
             home = next((home for home in found if home is not None), None)
             if home is not None:
                 homes[leaf] = home
-        return homes
+        below = [bool(home.suffix) for home in homes.values()]
+        return _Homes(homes, bool(below) and all(below), not all(below))
 
 
 def _home(hook: _Hook, leaves: Leaves, outer: str | None) -> _Home | None:
@@ -186,7 +202,7 @@ class _Draft:
         self._outer = outer
         self._parts: dict[str, dict[str, Part]] = {}
         self._conventions: dict[str, str] = {}
-        self._experts: dict[str, dict[int, tuple[str, Leaves, Mapping[str, _Home]]]] = {}
+        self._experts: dict[str, dict[int, tuple[str, Leaves, _Homes]]] = {}
 
     def groups(self) -> dict[str, Group]:
         """The groups, by path."""
@@ -195,8 +211,9 @@ class _Draft:
             for path, parts in self._parts.items()
         }
 
-    def add_stem(self, stem: str, leaves: Leaves, homes: Mapping[str, _Home]) -> None:
+    def add_stem(self, stem: str, leaves: Leaves, found: _Homes) -> None:
         """Add a stem's tensors to the groups they belong to."""
+        homes = found.by_leaf
         mains = {home.suffix[1:] for home in homes.values() if home.suffix}
         for leaf, tensor in leaves.items():
             name = f"{stem}.{leaf}" if stem else leaf
@@ -213,21 +230,23 @@ class _Draft:
                 part = Part(tensor.dtype, tensor.shape, (name,))
                 self._add(path, home.role if home else role, part, home)
 
-    def is_expert(self, stem: str, homes: Mapping[str, _Home]) -> bool:
-        """Whether a stem is one packed expert that no rule of the user's concerns."""
-        if self._renaming.rules or not homes or not all(home.suffix for home in homes.values()):
-            return False
-        name = parse_expert(stem)
-        if name is None or name.index is None:
-            return False
-        return not self._drop or not self._is_dropped(stem, f"{stem}.weight")
+    def keep_expert(self, stem: str, leaves: Leaves, found: _Homes) -> bool:
+        """Keep a packed expert until all of its projection are known.
 
-    def add_expert(self, stem: str, leaves: Leaves, homes: Mapping[str, _Home]) -> None:
-        """Keep a packed expert until all of its projection are known."""
+        Returns:
+            Whether the stem is one, and no rule of the user's concerns it.
+        """
+        if not found.inner or self._renaming.rules:
+            return False
         block, _, rest = stem.partition(EXPERTS)
-        index, _, projection = rest.partition(".")
+        index, dot, projection = rest.partition(".")
+        if not dot or not index.isdecimal():
+            return False
+        if self._drop and self._is_dropped(stem, f"{stem}.weight"):
+            return False
         path = f"{block}{EXPERTS}{ANY_EXPERT}.{projection}"
-        self._experts.setdefault(path, {})[int(index)] = (stem, leaves, homes)
+        self._experts.setdefault(path, {})[int(index)] = (stem, leaves, found)
+        return True
 
     def settle_experts(self) -> None:
         """Experts that are complete and alike become one group, others one each."""
@@ -240,9 +259,8 @@ class _Draft:
                 for member in experts.values():
                     self.add_stem(*member)
 
-    def _add_stack(
-        self, path: str, stems: Sequence[str], leaves: Leaves, homes: Mapping[str, _Home]
-    ) -> None:
+    def _add_stack(self, path: str, stems: Sequence[str], leaves: Leaves, found: _Homes) -> None:
+        homes = found.by_leaf
         for leaf, tensor in leaves.items():
             names = tuple([f"{stem}.{leaf}" for stem in stems])
             home = homes.get(leaf)
@@ -266,7 +284,7 @@ class _Draft:
         return any(matches(glob, name) for glob in self._drop for name in names)
 
 
-def _are_alike(experts: Mapping[int, tuple[str, Leaves, Mapping[str, _Home]]]) -> bool:
+def _are_alike(experts: Mapping[int, tuple[str, Leaves, _Homes]]) -> bool:
     """Whether experts are numbered from 0 without a gap and stored in the same form."""
     if any(index not in experts for index in range(len(experts))):
         return False
@@ -300,15 +318,12 @@ def group_tensors(
     stems = _by_stem(tensors)
     companions = _Companions(_hooks(conventions))
     homes = {stem: companions.of(stem, leaves, stems) for stem, leaves in stems.items()}
-    outer = {
-        stem for stem, found in homes.items() if not all(home.suffix for home in found.values())
-    }
+    outer = {stem for stem, found in homes.items() if found.outer}
     draft = _Draft(renaming or Renaming(), tuple(drop), outer)
     for stem, leaves in stems.items():
-        if EXPERTS in stem and draft.is_expert(stem, homes[stem]):
-            draft.add_expert(stem, leaves, homes[stem])
-        else:
-            draft.add_stem(stem, leaves, homes[stem])
+        found = homes[stem]
+        if EXPERTS not in stem or not draft.keep_expert(stem, leaves, found):
+            draft.add_stem(stem, leaves, found)
     draft.settle_experts()
     return Grouping(draft.groups(), tuple(draft.dropped), tuple(draft.ignored))
 

@@ -70,25 +70,24 @@ def plan_checkpoint(
     reading = gather(loaded, checkpoint, survey.groups)
     names = {path: subject.names for path, subject in survey.subjects.items()}
     matched = match_claims(reading.claims, Namespace(names, survey.index, renaming, survey.others))
-    modules = _judge_all(survey.subjects, matched, checkpoint, loaded)
+    modules = _judge_all(survey.subjects, matched, loaded)
     return _assemble(loaded, checkpoint, survey, reading, matched, modules, grouping)
 
 
 def _judge_all(
     subjects: Mapping[str, Subject],
     matched: Matched,
-    checkpoint: Checkpoint,
     loaded: LoadedSpec,
 ) -> dict[str, PlannedModule]:
     precedence = loaded.spec.quantization.precedence
     modules = {}
     for path, subject in subjects.items():
         verdict = judge(path, matched.by_module.get(path, ()), subject.evidence, precedence)
-        modules[path] = _planned(subject, verdict, checkpoint)
+        modules[path] = _planned(subject, verdict)
     return modules
 
 
-def _planned(subject: Subject, verdict: Verdict, checkpoint: Checkpoint) -> PlannedModule:
+def _planned(subject: Subject, verdict: Verdict) -> PlannedModule:
     layout = subject.layout
     landed, grade = _landing(subject, verdict)
     variant = _variant(layout, verdict)
@@ -107,14 +106,14 @@ def _planned(subject: Subject, verdict: Verdict, checkpoint: Checkpoint) -> Plan
         subject.group,
         grade,
         subject.tensors,
-        _bytes(checkpoint, subject.tensors),
+        subject.nbytes,
         subject.weights,
     )
 
 
 def _bytes(checkpoint: Checkpoint, names: Iterable[str]) -> int:
-    tensors = checkpoint.tensors
-    return sum(tensor.stop - tensor.start for tensor in map(tensors.__getitem__, names))
+    found = map(checkpoint.tensors.__getitem__, names)
+    return sum([tensor[5] - tensor[4] for tensor in found])  # stop - start, 370,000 times
 
 
 def _landing(subject: Subject, verdict: Verdict) -> tuple[Scheme | None, str]:

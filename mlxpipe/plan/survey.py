@@ -46,6 +46,7 @@ class Subject:
         evidence: Its tensors, in MLX's terms.
         tensors: Their names in the checkpoint.
         weights: How many weights it has; 0 where unknown.
+        nbytes: Bytes of its weight and companions.
         layout: How its producer packs it, None for a dense weight.
         group: Path of its group in the checkpoint.
         roles: The roles its group has.
@@ -57,6 +58,7 @@ class Subject:
     evidence: Evidence
     tensors: tuple[str, ...]
     weights: int
+    nbytes: int
     layout: Layout | None = None
     group: str = ""
     roles: frozenset[str] = frozenset()
@@ -212,12 +214,19 @@ def _subject(
         if layout is not None and layout.name != "mlx" and role in PACKED_ROLES
         for name in part.names
     )
+    stored = arrays_of(group)
+    nbytes = (
+        sum(stored[role].nbytes for role in PACKED_ROLES & stored.keys())
+        if layout is not None and layout.name != "mlx"
+        else sum(arrays[name].nbytes for name in names)
+    )
     return Subject(
         path,
         module.kind.value,
         Evidence(weight, roles["scales"], roles["biases"], module.weight[-1]),
         tuple(dict.fromkeys((*own, *foreign))),
         prod(module.weight),
+        nbytes,
         layout,
         group.path,
         frozenset(group.parts),
@@ -288,4 +297,5 @@ def _named_subject(path: str, group: Group) -> Subject:
     )
     weights = prod(arrays["weight"].shape) if evidence.dense else 0
     roles = frozenset(group.parts)
-    return Subject(path, "weight", evidence, names, weights, layout, path, roles)
+    nbytes = sum(arrays[role].nbytes for role in PACKED_ROLES & arrays.keys())
+    return Subject(path, "weight", evidence, names, weights, nbytes, layout, path, roles)
