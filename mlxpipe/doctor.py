@@ -300,7 +300,7 @@ def _speed_findings(blas: BlasStatus | None, device: Device) -> Iterator[Diagnos
     if blas is not None and not blas.fast and device.name == "cpu":
         yield Diagnostic(
             "slow-blas",
-            "dense products on this CPU are some sixty times slower than need be",
+            "dense products on this CPU are dozens of times slower than need be",
             found=f"{blas.name}: {blas.reason}",
             help=_UNSET if "MLXPIPE_BLAS" in blas.reason else _OPENBLAS,
             severity="warning",

@@ -6,7 +6,7 @@ module, and add it all up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from mlxpipe.checkpoint import Checkpoint
@@ -191,29 +191,12 @@ def _assemble(
     rules = loaded.spec.quantization
     conflicts = (*reading.conflicts, *_losers(modules, Fate.CONFLICT))
     unmatched = _unmatched(loaded, survey, matched)
-    verdicts = [module.verdict for module in modules.values()]
     findings = [_excused(finding, survey, modules) for finding in reading.findings]
     problems = [
-        *(finding for finding in findings if finding.severity == "error"),
-        *survey.problems,
-        *matched.problems,
-        *(verdict.problem for verdict in verdicts if verdict.problem is not None),
-        *(
-            _not_quantisable(claim, what)
-            for claim, what in matched.elsewhere
-            if claim.scheme and "cannot be quantised" in what and claim.reach is Reach.PATH
-        ),
+        *_problems(findings, survey, matched, modules),
+        *(conflicts if rules.on_conflict == "error" else ()),
+        *(unmatched if rules.on_unmatched == "error" else ()),
     ]
-    notes = [
-        *(finding for finding in findings if finding.severity != "error"),
-        *survey.notes,
-        *(warning for verdict in verdicts for warning in verdict.warnings),
-        *(_dead(claim, what) for claim, what in matched.elsewhere if "cannot" not in what),
-    ]
-    if rules.on_conflict == "error":
-        problems += conflicts
-    if rules.on_unmatched == "error":
-        problems += unmatched
     unloaded = (*grouping.dropped, *survey.unloaded)
     lost = {*unloaded, *grouping.ignored}
     return Plan(
@@ -228,11 +211,44 @@ def _assemble(
         conflicts=() if rules.on_conflict == "ignore" else conflicts,
         stale=_losers(modules, Fate.STALE),
         unmatched=() if rules.on_unmatched == "ignore" else unmatched,
-        notes=tuple(notes),
+        notes=_notes(findings, survey, matched, modules),
         unloaded=unloaded,
         ignored=grouping.ignored,
         total_tensors=len(checkpoint.tensors),
         nbytes=checkpoint.total_bytes - _bytes(checkpoint, lost),
+    )
+
+
+def _problems(
+    findings: Iterable[Diagnostic],
+    survey: Survey,
+    matched: Matched,
+    modules: Mapping[str, PlannedModule],
+) -> Iterator[Diagnostic]:
+    """Everything that keeps a plan from running, whatever the spec says of conflicts."""
+    yield from (finding for finding in findings if finding.severity == "error")
+    yield from survey.problems
+    yield from matched.problems
+    for module in modules.values():
+        if module.verdict.problem is not None:
+            yield module.verdict.problem
+    for claim, what in matched.elsewhere:
+        if claim.scheme and "cannot be quantised" in what and claim.reach is Reach.PATH:
+            yield _not_quantisable(claim, what)
+
+
+def _notes(
+    findings: Iterable[Diagnostic],
+    survey: Survey,
+    matched: Matched,
+    modules: Mapping[str, PlannedModule],
+) -> tuple[Diagnostic, ...]:
+    """Warnings and notes, in the order in which they came up."""
+    return (
+        *(finding for finding in findings if finding.severity != "error"),
+        *survey.notes,
+        *(warning for module in modules.values() for warning in module.verdict.warnings),
+        *(_dead(claim, what) for claim, what in matched.elsewhere if "cannot" not in what),
     )
 
 

@@ -29,7 +29,7 @@ from mlxpipe.quant.layouts import (
 from mlxpipe.quant.verify import FLOATS, Array, Evidence
 
 if TYPE_CHECKING:
-    from mlxpipe.architecture.skeleton import Module
+    from mlxpipe.architecture.skeleton import Module, Skeleton
     from mlxpipe.plan.binding import Binding
 
 #: Leaves of a packed module's parameters that make its weight.
@@ -126,25 +126,27 @@ def survey_architecture(checkpoint: Checkpoint, groups: Mapping[str, Group]) -> 
         for path, module in skeleton.modules.items()
         if module.quantisable and f"{path}.weight" in binding.arrays
     }
-    others = {
-        path: f"a {module.class_name}, which cannot be quantised"
-        for path, module in skeleton.modules.items()
-        if not module.quantisable
-    }
-    left_out = {homes[name] for name in binding.unloaded}
-    others.update((path, "not loaded by this architecture") for path in left_out)
-    others.update(_tied_head(checkpoint, subjects))
     return Survey(
         skeleton.name,
         subjects,
         PathIndex(subjects, _aliases(binding.parameters, homes, subjects)),
-        others,
+        {**_others(skeleton, binding, homes), **_tied_head(checkpoint, subjects)},
         placed,
         binding.parameters,
         (*_unknown_packings(placed), *binding.problems),
         binding.notes,
         tuple(name for each in binding.unloaded for name in _tensors(placed[homes[each]], each)),
     )
+
+
+def _others(skeleton: Skeleton, binding: Binding, homes: Mapping[str, str]) -> dict[str, str]:
+    """Paths that exist and have no scheme to decide -> what they are."""
+    plain = {
+        path: f"a {module.class_name}, which cannot be quantised"
+        for path, module in skeleton.modules.items()
+        if not module.quantisable
+    }
+    return plain | {homes[name]: "not loaded by this architecture" for name in binding.unloaded}
 
 
 def _exact_blocks(checkpoint: Checkpoint, groups: Mapping[str, Group]) -> frozenset[str]:
@@ -208,25 +210,16 @@ def _subject(
     assert weight is not None
     names = [f"{path}.{leaf}" for leaf in WEIGHT_LEAVES if f"{path}.{leaf}" in binding.parameters]
     own = (tensor for name in names for tensor in binding.parameters[name].tensors)
-    foreign = (
-        name
-        for role, part in group.parts.items()
-        if layout is not None and layout.name != "mlx" and role in PACKED_ROLES
-        for name in part.names
-    )
-    stored = arrays_of(group)
-    nbytes = (
-        sum(stored[role].nbytes for role in PACKED_ROLES & stored.keys())
-        if layout is not None and layout.name != "mlx"
-        else sum(arrays[name].nbytes for name in names)
-    )
+    packed = PACKED_ROLES if layout is not None and layout.name != "mlx" else frozenset()
+    foreign = [part for role, part in group.parts.items() if role in packed]
+    stored = [Array(part.dtype, part.shape) for part in foreign] or [arrays[name] for name in names]
     return Subject(
         path,
         module.kind.value,
         Evidence(weight, roles["scales"], roles["biases"], module.weight[-1]),
-        tuple(dict.fromkeys((*own, *foreign))),
+        tuple(dict.fromkeys((*own, *(name for part in foreign for name in part.names)))),
         prod(module.weight),
-        nbytes,
+        sum(array.nbytes for array in stored),
         layout,
         group.path,
         frozenset(group.parts),

@@ -10,10 +10,6 @@ from typing import Any
 from mlxpipe.errors import Diagnostic, Origin
 from mlxpipe.quant.modes import Scheme
 
-#: The sources that need no declaration, in the default order of precedence.
-BUILT_IN = ("spec", "config", "metadata", "sidecar", "shapes")
-
-
 #: The variant of integers that need zero points.
 ASYMMETRIC = "asymmetric"
 

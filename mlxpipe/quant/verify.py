@@ -17,18 +17,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
+from mlxpipe.checkpoint.entry import DTYPE_BITS
 from mlxpipe.quant.modes import MODES, ROW, Scheme
 
 FLOATS = frozenset({"BF16", "F16", "F32", "F64"})
 BYTES = frozenset({"U8", "F8_E4M3", "F8_E8M0"})
 WORD = 32
-
-#: safetensors dtype -> bytes of an element, where it is not one.
-ITEM_BYTES = {
-    **dict.fromkeys(("BF16", "F16", "I16", "U16"), 2),
-    **dict.fromkeys(("F32", "I32", "U32"), 4),
-    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +34,8 @@ class Array:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes; sub-byte types, which MLX does not load, count as one."""
-        return ITEM_BYTES.get(self.dtype, 1) * prod(self.shape)
+        """Bytes that it takes."""
+        return DTYPE_BITS[self.dtype] * prod(self.shape) // 8
 
     def __str__(self) -> str:
         return f"{self.dtype} {list(self.shape)}"

@@ -10,7 +10,7 @@ import pytest
 from builders import ITEM_BYTES, Raw, spec, write_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import DOWN, TOKENS, Q, llama_config, llama_shapes, raw, rest
+from tiny_checkpoints import DOWN, TOKENS, Q, llama_config, llama_shapes, raw, rest
 
 from mlxpipe import load, make_plan
 from mlxpipe.errors import ExecutionError, MlxpipeError

@@ -9,7 +9,7 @@ import mlx.core as mx
 import pytest
 from builders import spec
 from mlx_lm.utils import load_model
-from tiny import DOWN, EXPERTS, TOKENS, Q, llama_config, moe_config, write_pair
+from tiny_checkpoints import DOWN, EXPERTS, TOKENS, Q, llama_config, moe_config, write_pair
 
 from mlxpipe import load, make_plan
 

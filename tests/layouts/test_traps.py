@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 from builders import spec, write_checkpoint
 from mlx_lm.utils import load_model
-from tiny import (
+from tiny_checkpoints import (
     BLOCK,
     DOWN,
     EXPERTS,

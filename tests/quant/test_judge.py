@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxpipe.errors import Origin
-from mlxpipe.quant.claims import BUILT_IN, Claim, Reach
+from mlxpipe.quant.claims import Claim, Reach
 from mlxpipe.quant.merge import SHAPES, Fate, judge
 from mlxpipe.quant.modes import MODES, Scheme
 from mlxpipe.quant.verify import contradiction, solutions
+from mlxpipe.spec import BUILT_IN_SOURCES
 
 PATH, GLOBAL, PATTERN = Reach.PATH, Reach.GLOBAL, Reach.PATTERN
-ORDER = BUILT_IN
+ORDER = BUILT_IN_SOURCES
 ALL = [
     Scheme(mode.name, bits, size)
     for mode in MODES.values()
