@@ -2,8 +2,8 @@
 
 MLX's wheel for Linux brings the reference BLAS, which multiplies dozens of times slower than
 OpenBLAS (`mlxpipe doctor` measures it). Symbols of a library loaded globally win over those of one
-loaded later, so a system OpenBLAS that is loaded before `mlx.core` serves MLX. Every module here that imports MLX imports
-this one first; a program that imports MLX before mlxpipe keeps MLX's own.
+loaded later, so a system OpenBLAS that is loaded before `mlx.core` serves MLX. Every module here
+that imports MLX imports this one first; a program that imports MLX before mlxpipe keeps MLX's own.
 
 `MLXPIPE_BLAS` chooses: `auto` (the default), `bundled` (MLX's own), or a library's path.
 
