@@ -21,7 +21,7 @@ from mlxpipe.graph.numerics import Numerics
 from mlxpipe.naming.experts import OUTPUT_AXIS
 from mlxpipe.naming.groups import Part
 from mlxpipe.plan.plan import Plan, PlannedModule
-from mlxpipe.quant.layouts import PACKED_ROLES
+from mlxpipe.quant.layouts import LOSSY, PACKED_ROLES
 from mlxpipe.quant.modes import Scheme
 
 #: multiplier = amax / (largest e4m3 * largest e2m1): how MLX stores nvfp4's tensor scale.
@@ -131,7 +131,14 @@ def _convert(
     """A producer's arrays as MLX's; roles that the layout does not take stay."""
     evidence = module.verdict.evidence
     assert module.scheme is not None and evidence.in_features is not None
-    packing = Packing(module.scheme, module.landing, module.variant, evidence.in_features, dtype)
+    packing = Packing(
+        module.scheme,
+        module.landing,
+        module.variant,
+        evidence.in_features,
+        dtype,
+        exact=module.grade != LOSSY,
+    )
     rest = {role: array for role, array in parts.items() if role not in PACKED_ROLES}
     try:
         return {**rest, **CONVERTERS[module.layout](parts, packing)}

@@ -41,6 +41,7 @@ class Packing:
         variant: The declared variant of the layout, "" where there is none.
         in_features: Columns of the logical weight.
         dtype: What offsets and dense weights are rounded to; None: the producer's 16 bits.
+        exact: Whether the landing holds the values; if not, they are requantised to it.
     """
 
     scheme: Scheme
@@ -48,6 +49,7 @@ class Packing:
     variant: str
     in_features: int
     dtype: mx.Dtype | None = None
+    exact: bool = True
 
 
 # --- bits ------------------------------------------------------------------------------------
@@ -254,9 +256,12 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 def float8_blocks(arrays: Arrays, packing: Packing) -> dict[str, mx.array]:
-    """weight E4M3 [o, i], scales [⌈o/B⌉, ⌈i/B⌉]: mxfp8 if powers of two, else a dense weight."""
+    """weight E4M3 [o, i], scales [⌈o/B⌉, ⌈i/B⌉].
+
+    mxfp8 if the scales are powers of two, else requantised to it or dense, as the plan decided.
+    """
     weight, scales = arrays["weight"], arrays["scales"]
-    if packing.landing is not None:
+    if packing.landing is not None and packing.exact:
         return {
             "weight": weight.view(mx.uint32),
             "scales": spread(_exponents(scales), weight.shape, WORD),
@@ -264,6 +269,10 @@ def float8_blocks(arrays: Arrays, packing: Packing) -> dict[str, mx.array]:
     values = mx.from_fp8(weight, dtype=mx.float32) * spread(
         _scales_as_float(scales), weight.shape, 1
     )
+    if packing.landing is not None:
+        to = packing.landing
+        packed = mx.quantize(values, to.group_size, to.bits, mode=to.mode)
+        return {"weight": packed[0], "scales": packed[1]}
     return {"weight": values.astype(packing.dtype or mx.bfloat16)}
 
 

@@ -63,7 +63,11 @@ def plan_checkpoint(
         checkpoint.tensors, conventions.select(naming.conventions), renaming, naming.drop
     )
     survey = (
-        survey_architecture(checkpoint, grouping.groups)
+        survey_architecture(
+            checkpoint,
+            grouping.groups,
+            requantise=loaded.spec.quantization.float8_blocks == "mxfp8",
+        )
         if architecture
         else survey_names(checkpoint, grouping.groups)
     )
@@ -122,7 +126,8 @@ def _landing(subject: Subject, verdict: Verdict) -> tuple[Scheme | None, str]:
     if scheme is None:
         return None, EXACT
     if layout is not None and layout.grade == LOSSY:
-        return (scheme, EXACT) if subject.exact_blocks else (None, LOSSY)
+        packed = subject.packed_blocks
+        return (None if packed is None else scheme), (EXACT if packed else LOSSY)
     width = subject.evidence.in_features
     landed = scheme if width is None else landing(scheme, width)
     # Without a layout of ours it is the architecture's own renaming that made MLX's arrays of it.

@@ -50,7 +50,8 @@ class Subject:
         layout: How its producer packs it, None for a dense weight.
         group: Path of its group in the checkpoint.
         roles: The roles its group has.
-        exact_blocks: Whether the scales of its blocks are powers of two, where it has blocks.
+        packed_blocks: Where it has blocks of FP8: True if mxfp8 holds them exactly, False if they
+            are requantised to it, None if they become a dense weight.
     """
 
     path: str
@@ -62,7 +63,7 @@ class Subject:
     layout: Layout | None = None
     group: str = ""
     roles: frozenset[str] = frozenset()
-    exact_blocks: bool = False
+    packed_blocks: bool | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -98,19 +99,27 @@ class Survey:
     unloaded: tuple[str, ...] = ()
 
 
-def survey_architecture(checkpoint: Checkpoint, groups: Mapping[str, Group]) -> Survey:
-    """The modules of mlx-lm's architecture, with the tensors that feed them."""
+def survey_architecture(
+    checkpoint: Checkpoint, groups: Mapping[str, Group], *, requantise: bool = False
+) -> Survey:
+    """The modules of mlx-lm's architecture, with the tensors that feed them.
+
+    Args:
+        checkpoint: The open checkpoint.
+        groups: Its tensors by path.
+        requantise: Whether blocks of FP8 that mxfp8 cannot hold exactly are requantised to it.
+    """
     from mlxpipe.architecture.lineage import trace_sanitize
     from mlxpipe.architecture.skeleton import build_skeleton
     from mlxpipe.plan.binding import bind
 
     skeleton = build_skeleton(checkpoint.config.data)
     placed = place_experts(groups, PathIndex(skeleton.modules).find)
-    exact = _exact_blocks(checkpoint, placed)
+    blocks = _packed_blocks(checkpoint, placed, requantise=requantise)
     canonical = {
         name: array
         for path, group in placed.items()
-        for name, array in _canonical(group, exact_blocks=path in exact).items()
+        for name, array in _canonical(group, packed_blocks=path in blocks).items()
     }
     lineages = trace_sanitize(
         skeleton.model, {name: (each.dtype, each.shape) for name, each in canonical.items()}
@@ -118,11 +127,11 @@ def survey_architecture(checkpoint: Checkpoint, groups: Mapping[str, Group]) -> 
     homes = {
         name: path
         for path, group in placed.items()
-        for name in _canonical(group, exact_blocks=path in exact)
+        for name in _canonical(group, packed_blocks=path in blocks)
     }
     binding = bind(skeleton, lineages, placed, homes)
     subjects = {
-        path: _subject(module, binding, placed, homes, path_exact=exact)
+        path: _subject(module, binding, placed, homes, blocks)
         for path, module in skeleton.modules.items()
         if module.quantisable and f"{path}.weight" in binding.arrays
     }
@@ -149,25 +158,31 @@ def _others(skeleton: Skeleton, binding: Binding, homes: Mapping[str, str]) -> d
     return plain | {homes[name]: "not loaded by this architecture" for name in binding.unloaded}
 
 
-def _exact_blocks(checkpoint: Checkpoint, groups: Mapping[str, Group]) -> frozenset[str]:
-    """Groups whose blocks of FP8 have scales that are all powers of two: mxfp8 holds them."""
-    return frozenset(
-        path
-        for path, group in groups.items()
-        if (layout := recognise(group)) is not None
-        and layout.grade == LOSSY
-        and powers_of_two(checkpoint, group.parts["scales"].names)
-    )
+def _packed_blocks(
+    checkpoint: Checkpoint, groups: Mapping[str, Group], *, requantise: bool
+) -> dict[str, bool]:
+    """Groups whose blocks of FP8 stay packed, as mxfp8 -> whether that holds them exactly.
+
+    It does where all scales are powers of two; others are packed only where the spec wants it.
+    """
+    packed = {}
+    for path, group in groups.items():
+        layout = recognise(group)
+        if layout is not None and layout.grade == LOSSY:
+            exact = bool(powers_of_two(checkpoint, group.parts["scales"].names))
+            if exact or requantise:
+                packed[path] = exact
+    return packed
 
 
-def _canonical(group: Group, *, exact_blocks: bool) -> dict[str, Array]:
+def _canonical(group: Group, *, packed_blocks: bool) -> dict[str, Array]:
     """What goes to the architecture for a group: name -> dtype and shape."""
     arrays = arrays_of(group)
     layout = recognise(group)
     if layout is None or layout.name == "mlx":
         return {group.canonical(role): array for role, array in arrays.items()}
     amounts = layout.amounts_to(arrays)
-    if layout.grade == LOSSY and not exact_blocks:
+    if layout.grade == LOSSY and not packed_blocks:
         amounts = {"weight": Array("BF16", arrays["weight"].shape)}
     rest = {role: array for role, array in arrays.items() if role not in PACKED_ROLES}
     return {group.canonical(role): array for role, array in {**amounts, **rest}.items()}
@@ -198,7 +213,7 @@ def _subject(
     binding: Binding,
     groups: Mapping[str, Group],
     homes: Mapping[str, str],
-    path_exact: frozenset[str],
+    blocks: Mapping[str, bool],
 ) -> Subject:
     path, arrays = module.path, binding.arrays
     group = groups[homes[binding.parameters[f"{path}.weight"].inputs[0]]]
@@ -223,7 +238,7 @@ def _subject(
         layout,
         group.path,
         frozenset(group.parts),
-        group.path in path_exact,
+        blocks.get(group.path),
     )
 
 

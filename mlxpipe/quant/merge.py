@@ -245,6 +245,8 @@ def _contradiction(path: str, judged: list[Judged], evidence: Evidence, reason: 
 
 
 def _advice(path: str, winner: Claim, fitting: Claim | None, evidence: Evidence) -> str:
+    if winner.source == "spec":
+        return "correct or remove the rule; what the tensors are stands above"
     if fitting is not None and fitting.source != winner.source:
         return (
             f"trust {fitting.source} over {winner.source}: "

@@ -204,6 +204,13 @@ class Quantization(Section):
             "sidecar, shapes."
         ),
     )
+    float8_blocks: Literal["dense", "mxfp8"] = Field(
+        "dense",
+        description=(
+            "Blocks of FP8 whose scales are no powers of two, which no mode of MLX holds: dense "
+            "weights, or requantised to mxfp8. Both are graded lossy."
+        ),
+    )
     on_conflict: Reaction = Field("warn", description="When feasible claims of two sources differ.")
     on_unmatched: Reaction = Field("error", description="When an override matches no module.")
     allow_unmatched: Globs = Field(
