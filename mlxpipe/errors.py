@@ -124,6 +124,10 @@ class Diagnostic:
         return {key: value for key, value in fields.items() if value}
 
 
+#: How many findings of one code are listed, if only by module.
+MOST = 16
+
+
 def render_all(diagnostics: Iterable[Diagnostic], full: int = 3) -> str:
     """Findings as text: those of one code in full at first, then by module alone.
 
@@ -138,7 +142,8 @@ def render_all(diagnostics: Iterable[Diagnostic], full: int = 3) -> str:
         shown = 1 if repeats else len(found)
         blocks += [item.render() for item in found[:shown]]
         if repeats:
-            names = "\n".join(f"  {item.module}{_gist(item)}" for item in found[1:])
+            names = "\n".join(f"  {item.module}{_gist(item)}" for item in found[1:MOST])
+            names += f"\n  … and {len(found) - MOST} others" if len(found) > MOST else ""
             blocks.append(
                 f"{found[0].severity}[{code}]: the same for {len(found) - 1} more\n{names}"
             )

@@ -14,10 +14,8 @@ ZOO = Path(__file__).parents[1] / "data"
 
 
 def spec(name: str, choice: str):
-    text = (
-        f"version: 1\nsource: {{path: {ZOO / name}}}\nquantization: {{float8_blocks: {choice}}}\n"
-    )
-    return parse_spec(text)
+    source = f"version: 1\nsource: {{path: {ZOO / name}}}\n"
+    return parse_spec(f"{source}quantization: {{float8_blocks: {choice}}}\n")
 
 
 def distance(loaded, name: str) -> float:
