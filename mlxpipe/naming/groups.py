@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
 from mlxpipe.errors import Origin, PlanError
@@ -95,6 +96,8 @@ class Grouping:
 #: What stands for the number of an expert in the path of a stacked group.
 ANY_EXPERT = "*"
 
+_DTYPE, _SHAPE = attrgetter("dtype"), attrgetter("shape")
+
 #: The tensors that share a stem: leaf -> tensor.
 Leaves = dict[str, TensorLike]
 
@@ -147,13 +150,18 @@ class _Companions:
     def __init__(self, hooks: Mapping[str, list[_Hook]]) -> None:
         self._hooks = hooks
         self._known: dict[tuple[Any, ...], _Homes] = {}
+        self._outer_leaves = frozenset(
+            leaf for leaf, ways in hooks.items() if any("" in hook.bases for hook in ways)
+        )
 
     def of(self, stem: str, leaves: Leaves, stems: Mapping[str, Leaves]) -> _Homes:
-        """Where a stem's leaves belong."""
-        parent, _, last = stem.rpartition(".")
-        outer = stems.get(parent, {}).get(last)
-        dtype = None if outer is None else outer.dtype
-        key = (dtype, *[(leaf, tensor.dtype) for leaf, tensor in leaves.items()])
+        """Where a stem's leaves belong; one value for all stems with the same leaves and dtypes."""
+        dtype = None
+        if not self._outer_leaves.isdisjoint(leaves):
+            parent, _, last = stem.rpartition(".")
+            outer = stems.get(parent, {}).get(last)
+            dtype = None if outer is None else outer.dtype
+        key = (dtype, tuple(leaves), tuple(map(_DTYPE, leaves.values())))
         found = self._known.get(key)
         if found is None:
             found = self._known[key] = self._find(leaves, dtype)
@@ -288,10 +296,12 @@ def _are_alike(experts: Mapping[int, tuple[str, Leaves, _Homes]]) -> bool:
     """Whether experts are numbered from 0 without a gap and stored in the same form."""
     if any(index not in experts for index in range(len(experts))):
         return False
-    form = [(leaf, tensor.dtype, tensor.shape) for leaf, tensor in experts[0][1].items()]
+    _, first, homes = experts[0]
+    shapes = list(map(_SHAPE, first.values()))
+    # Equal leaves and dtypes have one `_Homes`, so only the shapes are left to compare.
     return all(
-        [(leaf, tensor.dtype, tensor.shape) for leaf, tensor in leaves.items()] == form
-        for _, leaves, _ in experts.values()
+        found is homes and list(map(_SHAPE, leaves.values())) == shapes
+        for _, leaves, found in experts.values()
     )
 
 
