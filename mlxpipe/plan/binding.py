@@ -83,6 +83,9 @@ def bind(
         name = names.get(output)
         sources = tuple(dict.fromkeys(t for each in lineage.inputs for t in tensors[each]))
         if name is None:
+            if output.rpartition(".")[2] in CACHE_LEAVES:
+                notes.append(_cache_scale(output, sources))
+                continue
             orphan = _is_orphan(output, lineages, tensors, expected)
             (notes if orphan else problems).append(_unexpected(output, sources, expected, orphan))
             continue

@@ -116,19 +116,14 @@ def survey_architecture(
     skeleton = build_skeleton(checkpoint.config.data)
     placed = place_experts(groups, PathIndex(skeleton.modules).find)
     blocks = _packed_blocks(checkpoint, placed, requantise=requantise)
-    canonical = {
-        name: array
-        for path, group in placed.items()
-        for name, array in _canonical(group, packed_blocks=path in blocks).items()
+    given = {
+        path: _canonical(group, packed_blocks=path in blocks) for path, group in placed.items()
     }
+    homes = {name: path for path, arrays in given.items() for name in arrays}
     lineages = trace_sanitize(
-        skeleton.model, {name: (each.dtype, each.shape) for name, each in canonical.items()}
+        skeleton.model,
+        {name: (a.dtype, a.shape) for arrays in given.values() for name, a in arrays.items()},
     )
-    homes = {
-        name: path
-        for path, group in placed.items()
-        for name in _canonical(group, packed_blocks=path in blocks)
-    }
     binding = bind(skeleton, lineages, placed, homes)
     subjects = {
         path: _subject(module, binding, placed, homes, blocks)

@@ -9,8 +9,8 @@ for all producers, and how faithfully MLX can hold the values:
 * `lossy`: MLX has no form for them; the row says why.
 
 `graph.layouts` holds the function of the same name that converts the bytes. W[o, i] is the logical
-weight below; experts have a leading axis. Formats: FORMATS of each producer's own packing code, as
-named in the rows.
+weight below; experts have a leading axis. The formats are stated in each producer's own packing
+code, as named in the rows.
 """
 
 from __future__ import annotations
@@ -346,8 +346,6 @@ LAYOUTS: tuple[Layout, ...] = (
         variants=("gptq", "gptq_v2"),
     ),
 )
-
-BY_NAME: Mapping[str, Layout] = {layout.name: layout for layout in LAYOUTS}
 
 
 def arrays_of(group: Group) -> dict[str, Array]:

@@ -352,6 +352,14 @@ def test_a_companion_that_changes_values_is_a_named_error(problems, name, leaf):
     assert "folded" in problem.help
 
 
+@pytest.mark.parametrize("leaf", ["k_scale", "v_scale", "kv_scale"])
+def test_scales_of_a_quantised_cache_are_left_out(problems, leaf):
+    """The cache is kept in full precision, so they change nothing."""
+    stored = stored_as("fp8")
+    leaves = {key: raw(tensor) for key, tensor in stored.leaves.items()}
+    assert problems({**leaves, leaf: empty("F32")}, stored.config) == ()
+
+
 @pytest.mark.parametrize(
     ("name", "leaf"),
     [
