@@ -64,7 +64,7 @@ class RunRecord:
         name: The spec's name.
         tasks: One record for each task of the spec.
         numerics: Device and dtype.
-        load_seconds: Time from the plan to a model in memory.
+        load_seconds: Time from the plan to a model in memory; 0 where no task asked for it.
         peak_memory_bytes: MLX's peak.
         exit_code: What the command ends with.
     """

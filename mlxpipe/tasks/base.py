@@ -7,10 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from mlxpipe.checkpoint import Checkpoint
 from mlxpipe.errors import Origin
+from mlxpipe.plan.plan import Plan
 from mlxpipe.spec import LoadedSpec
+
+if TYPE_CHECKING:
+    from mlxpipe.graph.numerics import Numerics
 
 
 class Reporter:
@@ -37,15 +42,26 @@ class Context:
 
     Attributes:
         loaded: The spec.
-        model: The model, in evaluation mode.
+        checkpoint: Its checkpoint, open.
+        plan: A sound plan of it.
+        numerics: Device, dtype and kernels.
+        make_model: Loads the model when a task first asks for it; not every task does.
         make_tokenizer: Loads the tokenizer when first asked for.
         reporter: Told of progress.
     """
 
     loaded: LoadedSpec
-    model: Any
+    checkpoint: Checkpoint
+    plan: Plan
+    numerics: Numerics
+    make_model: Callable[[], Any]
     make_tokenizer: Callable[[], Any]
     reporter: Reporter = field(default_factory=Reporter)
+
+    @cached_property
+    def model(self) -> Any:
+        """The model in evaluation mode, its weights in memory, loaded once."""
+        return self.make_model()
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -42,6 +42,8 @@ def run(context: Context, number: int, folder: Path) -> Outcome:
     task = context.loaded.spec.tasks[number]
     assert isinstance(task, GenerateTask)
     path = folder / "completions.jsonl"
+    # Loaded before anything is seeded: building a model draws random numbers.
+    model = context.model
     read = generated = 0
     with path.open("w", encoding="utf-8") as lines:
         for prompt in _prompts(context, task, number):
@@ -49,7 +51,7 @@ def run(context: Context, number: int, folder: Path) -> Outcome:
             # Each prompt starts from the seed, so its completion does not hang on the others.
             mx.random.seed(_seed(context, task))
             context.reporter.prompt(prompt)
-            completion = complete(context, task, prompt, ids)
+            completion = complete(context, model, task, prompt, ids)
             lines.write(json.dumps(asdict(completion), ensure_ascii=False) + "\n")
             lines.flush()
             read += len(ids)
@@ -100,12 +102,14 @@ def _raw(tokenizer: Any, prompt: str) -> list[int]:
     return list(tokenizer.encode(prompt, add_special_tokens=special))
 
 
-def complete(context: Context, task: GenerateTask, prompt: str, ids: list[int]) -> Completion:
+def complete(
+    context: Context, model: Any, task: GenerateTask, prompt: str, ids: list[int]
+) -> Completion:
     """Generate after `ids` until an end token, a stop text or `max_tokens`."""
     text = ""
     tokens: list[int] = []
     reason = "length"
-    for response in _stream(context, task, ids):
+    for response in _stream(context, model, task, ids):
         ended = response.finish_reason == "stop"
         if not ended:
             tokens.append(response.token)
@@ -136,7 +140,7 @@ def _until_stop(before: str, piece: str, stops: Sequence[str]) -> tuple[str, boo
     return (whole[: min(found)], True) if found else (whole, False)
 
 
-def _stream(context: Context, task: GenerateTask, ids: list[int]) -> Iterator[Any]:
+def _stream(context: Context, model: Any, task: GenerateTask, ids: list[int]) -> Iterator[Any]:
     sampling = submodule("sample_utils")
     generation = submodule("generate")
     sampler: Callable[..., Any] = sampling.make_sampler(
@@ -147,7 +151,7 @@ def _stream(context: Context, task: GenerateTask, ids: list[int]) -> Iterator[An
         repetition_context_size=task.repetition_context,
     )
     stream: Iterator[Any] = generation.stream_generate(
-        context.model,
+        model,
         context.tokenizer,
         ids,
         max_tokens=task.max_tokens,
