@@ -35,6 +35,9 @@ FATAL_LEAVES = {
     "weight_scale_3": "a third level of scales",
 }
 
+#: Code of the note on a scale of a quantised cache.
+CACHE_SCALE = "cache-scale"
+
 #: Scales of a quantised cache, which mlxpipe keeps in full precision.
 CACHE_LEAVES = frozenset({"k_scale", "v_scale", "kv_scale", "q_scale", "prob_scale"})
 
@@ -171,9 +174,10 @@ def _unexpected(
 
 def _cache_scale(output: str, sources: tuple[str, ...]) -> Diagnostic:
     return Diagnostic(
-        "cache-scale",
+        CACHE_SCALE,
         f"'{output}' is left out: the cache is kept in full precision",
         origin=Origin(sources[0]) if sources else None,
+        module=output,
         severity="note",
     )
 

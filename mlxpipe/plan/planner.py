@@ -16,6 +16,7 @@ from mlxpipe.errors import Diagnostic
 from mlxpipe.naming import conventions
 from mlxpipe.naming.groups import Grouping, group_tensors
 from mlxpipe.naming.names import Renaming, Rule, strip_leaf
+from mlxpipe.plan.binding import CACHE_SCALE
 from mlxpipe.plan.matching import (
     Matched,
     Namespace,
@@ -26,6 +27,7 @@ from mlxpipe.plan.matching import (
 from mlxpipe.plan.plan import Plan, PlannedModule, describe_loser
 from mlxpipe.plan.survey import Subject, Survey, survey_architecture, survey_names
 from mlxpipe.quant.claims import ASYMMETRIC, Claim, Reach, Reading
+from mlxpipe.quant.dialects.fields import CACHE_PRECISION
 from mlxpipe.quant.gather import gather
 from mlxpipe.quant.layouts import EXACT, LOSSY, Layout, landing
 from mlxpipe.quant.merge import Fate, Verdict, judge
@@ -196,7 +198,9 @@ def _assemble(
     rules = loaded.spec.quantization
     conflicts = (*reading.conflicts, *_losers(modules, Fate.CONFLICT))
     unmatched = _unmatched(loaded, survey, matched)
-    findings = [_excused(finding, survey, modules) for finding in reading.findings]
+    findings = [
+        _with_scales(_excused(finding, survey, modules), survey) for finding in reading.findings
+    ]
     problems = [
         *_problems(findings, survey, matched, modules),
         *(conflicts if rules.on_conflict == "error" else ()),
@@ -265,6 +269,27 @@ def _excused(
     if path is None or modules[path].verdict.source != "spec":
         return finding
     return replace(finding, severity="warning")
+
+
+def _with_scales(finding: Diagnostic, survey: Survey) -> Diagnostic:
+    """A cache that the checkpoint wants quantised, as an error where it brings the scales.
+
+    With scales the producer measured a model whose cache rounds; without them it is the runner's
+    choice. Dropping them by name is how a spec says that full precision is wanted.
+    """
+    scales = [note for note in survey.notes if note.code == CACHE_SCALE]
+    if finding.code != CACHE_PRECISION or not scales:
+        return finding
+    return replace(
+        finding,
+        code="quantised-cache",
+        message="the checkpoint asks for a quantised key-value cache, which mlxpipe does not apply",
+        found=f"{finding.found}, and {len(scales)} scales such as '{scales[0].module}'",
+        expected="a cache in full precision",
+        help="to run it so, drop them by name: "
+        "naming: {drop: ['*.k_scale', '*.v_scale', '*.kv_scale']}",
+        severity="error",
+    )
 
 
 def _losers(modules: Mapping[str, PlannedModule], fate: Fate) -> tuple[Diagnostic, ...]:

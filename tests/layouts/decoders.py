@@ -207,6 +207,47 @@ def decode_packed_integers(leaves: dict[str, Tensor], bits: int, size: int) -> n
     return (stored - points[:, order]) * scales[:, order]
 
 
+def plain_integers(
+    rng: np.random.Generator,
+    rows: int,
+    columns: int,
+    group: int,
+    *,
+    symmetric: bool = True,
+    scale_dtype: str = "BF16",
+) -> Stored:
+    """`int-quantized`: a signed byte for each weight; `group` -1 is a whole row."""
+    groups = 1 if group == -1 else columns // group
+    leaves = {
+        "weight": Tensor("I8", rng.integers(-128, 128, (rows, columns), dtype=np.int8)),
+        "weight_scale": as_tensor(scale_dtype, random_scales(rng, 8, rows, groups)),
+    }
+    if not symmetric:
+        points = rng.integers(-128, 128, (rows, groups), dtype=np.int8)
+        leaves["weight_zero_point"] = Tensor("I8", points)
+    weights = {
+        "num_bits": 8,
+        "type": "int",
+        "symmetric": symmetric,
+        "strategy": "channel" if group == -1 else "group",
+        "group_size": None if group == -1 else group,
+    }
+    return Stored(
+        leaves, decode_plain_integers(leaves), compressed_tensors("int-quantized", weights)
+    )
+
+
+def decode_plain_integers(leaves: dict[str, Tensor]) -> np.ndarray:
+    """(q - z)·s, z 0 where it is not stored."""
+    codes = leaves["weight"].array.astype(np.float64)
+    scales = leaves["weight_scale"].array.astype(np.float64)
+    size = codes.shape[1] // scales.shape[1]
+    if "weight_zero_point" in leaves:
+        points = leaves["weight_zero_point"].array.astype(np.float64)
+        codes = codes - np.repeat(points, size, axis=1)
+    return codes * np.repeat(scales, size, axis=1)
+
+
 def compressed_tensors(form: str, weights: dict[str, Any]) -> dict[str, Any]:
     group = {"targets": ["Linear"], "weights": weights, "format": form}
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import decoders
@@ -358,6 +359,23 @@ def test_scales_of_a_quantised_cache_are_left_out(problems, leaf):
     stored = stored_as("fp8")
     leaves = {key: raw(tensor) for key, tensor in stored.leaves.items()}
     assert problems({**leaves, leaf: empty("F32")}, stored.config) == ()
+
+
+@pytest.mark.parametrize("leaf", ["k_scale", "v_scale", "kv_scale"])
+def test_a_cache_that_is_asked_for_with_its_scales_is_a_named_error(problems, tmp_path, leaf):
+    stored = stored_as("fp8")
+    config = {**stored.config, "kv_cache_scheme": {"num_bits": 8, "type": "float"}}
+    leaves = {key: raw(tensor) for key, tensor in stored.leaves.items()}
+    assert problems(leaves, config) == ()
+    (problem,) = problems({**leaves, leaf: empty("F32")}, config)
+    assert problem.code == "quantised-cache"
+    assert problem.origin.pointer == "/quantization_config/kv_cache_scheme"
+    assert f"{Q}.{leaf}" in problem.found
+    # The way out that the error names.
+    (advised,) = re.findall(r"naming: \{.*\}", problem.help)
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(f"version: 1\nsource: {{path: .}}\n{advised}\n")
+    make_plan(spec).require_sound()
 
 
 @pytest.mark.parametrize(

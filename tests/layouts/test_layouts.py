@@ -153,6 +153,46 @@ def test_compressed_tensors_integers(
         assert np.array_equal(decoded(found), stored.weight)
 
 
+@pytest.mark.parametrize("group", [32, 64, 128, 256, -1])
+@given(
+    seed=seeds,
+    rows=rows_of_any_number,
+    blocks=st.integers(1, 2),
+    symmetric=st.booleans(),
+    scale_dtype=st.sampled_from(["BF16", "F16", "F32"]),
+)
+@settings(max_examples=12)
+def test_integers_of_a_byte_each(group, seed, rows, blocks, symmetric, scale_dtype):
+    columns = 256 * blocks if group == -1 else group * blocks
+    stored = decoders.plain_integers(
+        np.random.default_rng(seed),
+        rows,
+        columns,
+        group,
+        symmetric=symmetric,
+        scale_dtype=scale_dtype,
+    )
+    found = convert(stored, columns)
+    assert (found.layout.name, found.layout.grade) == ("plain_integers", EXACT_CODES)
+    assert found.scheme.bits == 8
+    assert_triple(found, rows, columns)
+    if scale_dtype == "F32":
+        bound = 3 * 2.0**-24 * 2.0**9 * np.abs(stored.leaves["weight_scale"].array).max()
+        assert np.abs(decoded(found) - stored.weight).max() <= bound
+    else:
+        assert np.array_equal(decoded(found), stored.weight)
+
+
+def test_every_code_of_a_byte():
+    codes = np.arange(-128, 128, dtype=np.int8).reshape(2, 128)
+    leaves = {
+        "weight": decoders.Tensor("I8", codes),
+        "weight_scale": decoders.as_tensor("F32", [[0.5], [2.0]]),
+    }
+    stored = decoders.Stored(leaves, codes * np.array([[0.5], [2.0]]), {})
+    assert np.array_equal(decoded(convert(stored, 128)), stored.weight)
+
+
 @pytest.mark.parametrize(
     ("group", "columns", "stored_as", "landed"),
     [
@@ -397,6 +437,7 @@ FORMATS = {
         rng, 48, 256, 3, 64, symmetric=False, ordered=True
     ),
     "ct 5-bit, per row": lambda rng: decoders.packed_integers(rng, 48, 256, 5, -1),
+    "ct bytes": lambda rng: decoders.plain_integers(rng, 48, 256, 64, symmetric=False),
     "ct nvfp4": lambda rng: decoders.floats4(rng, 48, 256, "divided"),
     "ct mxfp4": lambda rng: decoders.floats4(rng, 48, 256, "mxfp4"),
     "modelopt nvfp4": lambda rng: decoders.floats4(rng, 48, 256, "multiplied"),

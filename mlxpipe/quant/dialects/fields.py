@@ -20,6 +20,9 @@ Item = Claim | Diagnostic
 
 MALFORMED = "malformed-quantization"
 
+#: Code of the note that a checkpoint wants its key-value cache quantised.
+CACHE_PRECISION = "kv-cache-precision"
+
 
 class UnreadableError(Exception):
     """A declaration that cannot be read; never leaves this package.
@@ -172,7 +175,7 @@ def cache_note(fields: Fields, *keys: str) -> Iterator[Diagnostic]:
     for key in keys:
         if fields.has(key):
             yield Diagnostic(
-                "kv-cache-precision",
+                CACHE_PRECISION,
                 "the checkpoint asks for a quantised key-value cache; "
                 "the cache is kept in full precision",
                 origin=fields.at(key),
