@@ -11,6 +11,7 @@ from mlxpipe.errors import Diagnostic, Origin, nearest
 from mlxpipe.naming.groups import Group
 from mlxpipe.naming.names import core
 from mlxpipe.plan.plan import Parameter
+from mlxpipe.quant.dialects.fields import CACHE_SCALE
 from mlxpipe.quant.verify import Array
 
 #: Leaves that a packed module has beside its dense parameters -> the role they play.
@@ -34,9 +35,6 @@ FATAL_LEAVES = {
     "svdquant_lora_b": "a low-rank branch (SVDQuant)",
     "weight_scale_3": "a third level of scales",
 }
-
-#: Code of the note on a scale of a quantised cache.
-CACHE_SCALE = "cache-scale"
 
 #: Scales of a quantised cache, which mlxpipe keeps in full precision.
 CACHE_LEAVES = frozenset({"k_scale", "v_scale", "kv_scale", "q_scale", "prob_scale"})

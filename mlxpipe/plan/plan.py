@@ -147,6 +147,7 @@ class Plan:
         notes: Warnings and notes.
         unloaded: Tensors that the architecture leaves out, and those the spec drops.
         ignored: Companions that say nothing about the weights, such as scales of activations.
+        unverified: Why no architecture could be asked: the plan can be read, but not run.
         total_tensors: Tensors in the checkpoint.
         nbytes: Bytes of the tensors that are loaded.
     """
@@ -165,6 +166,7 @@ class Plan:
     notes: tuple[Diagnostic, ...]
     unloaded: tuple[str, ...] = field(repr=False)
     ignored: tuple[str, ...] = field(repr=False)
+    unverified: tuple[Diagnostic, ...] = ()
     total_tensors: int = 0
     nbytes: int = 0
 
@@ -172,10 +174,10 @@ class Plan:
         """The plan itself, if it can run.
 
         Raises:
-            PlanError: with every problem.
+            PlanError: with every problem, and why no architecture could be asked.
         """
-        if self.problems:
-            raise PlanError.several(self.problems)
+        if found := (*self.unverified, *self.problems):
+            raise PlanError.several(found)
         return self
 
     @property
@@ -207,6 +209,7 @@ class Plan:
             "notes": [item.as_json() for item in self.notes],
             "unloaded": len(self.unloaded),
             "ignored": len(self.ignored),
+            "unverified": [item.as_json() for item in self.unverified],
             "totals": self.totals.as_json(),
         }
 

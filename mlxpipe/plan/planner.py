@@ -12,11 +12,10 @@ from dataclasses import replace
 from mlxpipe.checkpoint import Checkpoint
 from mlxpipe.checkpoint.files import collector_paused
 from mlxpipe.checkpoint.source import open_source
-from mlxpipe.errors import Diagnostic
+from mlxpipe.errors import Diagnostic, MlxpipeError
 from mlxpipe.naming import conventions
-from mlxpipe.naming.groups import Grouping, group_tensors
+from mlxpipe.naming.groups import Group, Grouping, group_tensors
 from mlxpipe.naming.names import Renaming, Rule, strip_leaf
-from mlxpipe.plan.binding import CACHE_SCALE
 from mlxpipe.plan.matching import (
     Matched,
     Namespace,
@@ -27,13 +26,16 @@ from mlxpipe.plan.matching import (
 from mlxpipe.plan.plan import Plan, PlannedModule, describe_loser
 from mlxpipe.plan.survey import Subject, Survey, survey_architecture, survey_names
 from mlxpipe.quant.claims import ASYMMETRIC, Claim, Reach, Reading
-from mlxpipe.quant.dialects.fields import CACHE_PRECISION
+from mlxpipe.quant.dialects.fields import CACHE_PRECISION, CACHE_SCALE
 from mlxpipe.quant.gather import gather
 from mlxpipe.quant.layouts import EXACT, LOSSY, Layout, landing
 from mlxpipe.quant.merge import Fate, Verdict, judge
 from mlxpipe.quant.modes import Scheme
 from mlxpipe.quant.verify import arithmetic
 from mlxpipe.spec import LoadedSpec
+
+#: Why there may be no model class to ask; the headers can be planned all the same.
+NO_ARCHITECTURE = frozenset({"unknown-architecture", "broken-architecture"})
 
 
 def make_plan(loaded: LoadedSpec, *, architecture: bool = True) -> Plan:
@@ -49,7 +51,7 @@ def make_plan(loaded: LoadedSpec, *, architecture: bool = True) -> Plan:
 
     Raises:
         UsageError, SourceError: the spec's files or the checkpoint cannot be read.
-        PlanError: names that collide, experts that differ, an unknown architecture.
+        PlanError: names that collide, experts that differ.
     """
     with collector_paused():
         return plan_checkpoint(loaded, open_source(loaded), architecture=architecture)
@@ -64,20 +66,47 @@ def plan_checkpoint(
     grouping = group_tensors(
         checkpoint.tensors, conventions.select(naming.conventions), renaming, naming.drop
     )
-    survey = (
-        survey_architecture(
-            checkpoint,
-            grouping.groups,
-            requantise=loaded.spec.quantization.float8_blocks == "mxfp8",
-        )
-        if architecture
-        else survey_names(checkpoint, grouping.groups)
-    )
+    survey, unverified = _survey(loaded, checkpoint, grouping.groups, architecture=architecture)
     reading = gather(loaded, checkpoint, survey.groups)
     names = {path: subject.names for path, subject in survey.subjects.items()}
     matched = match_claims(reading.claims, Namespace(names, survey.index, renaming, survey.others))
     modules = _judge_all(survey.subjects, matched, loaded)
-    return _assemble(loaded, checkpoint, survey, reading, matched, modules, grouping)
+    plan = _assemble(loaded, checkpoint, survey, reading, matched, modules, grouping)
+    return replace(plan, unverified=unverified, notes=(*_told(unverified), *plan.notes))
+
+
+def _survey(
+    loaded: LoadedSpec,
+    checkpoint: Checkpoint,
+    groups: Mapping[str, Group],
+    *,
+    architecture: bool,
+) -> tuple[Survey, tuple[Diagnostic, ...]]:
+    """What there is to decide, and why no architecture could be asked, if it was wanted."""
+    if not architecture:
+        return survey_names(checkpoint, groups), ()
+    try:
+        requantise = loaded.spec.quantization.float8_blocks == "mxfp8"
+        return survey_architecture(checkpoint, groups, requantise=requantise), ()
+    except MlxpipeError as error:
+        if error.diagnostics[0].code not in NO_ARCHITECTURE:
+            raise
+        return survey_names(checkpoint, groups), tuple(error.diagnostics)
+
+
+def _told(unverified: Iterable[Diagnostic]) -> Iterator[Diagnostic]:
+    """Why a plan could not be verified and what that leaves open, as warnings."""
+    for reason in unverified:
+        yield replace(reason, severity="warning")
+        yield Diagnostic(
+            "unverified",
+            "planned from the headers alone: schemes are what the checkpoint declares, checked "
+            "against shapes and dtypes",
+            expected="an architecture, which would say the inputs of each module, the tensors that "
+            "must be there and those that are renamed, stacked or left out",
+            help="such a plan can be read, explained and compared, not run",
+            severity="warning",
+        )
 
 
 def _judge_all(
@@ -113,8 +142,13 @@ def _planned(subject: Subject, verdict: Verdict) -> PlannedModule:
         grade,
         subject.tensors,
         subject.nbytes,
-        subject.weights,
+        subject.weights or _count_weights(subject, verdict.scheme),
     )
+
+
+def _count_weights(subject: Subject, scheme: Scheme | None) -> int:
+    """How many codes the packed weight holds; without an architecture only the scheme tells."""
+    return 8 * subject.evidence.weight.nbytes // scheme.bits if scheme else 0
 
 
 def _bytes(checkpoint: Checkpoint, names: Iterable[str]) -> int:

@@ -100,7 +100,7 @@ def print_plan(
     totals = plan.totals
     head = Text(plan.name, style="bold")
     head.append(f"  {plan.source}", style="default")
-    head.append(f"  {plan.architecture or 'no architecture asked'}", style="cyan")
+    head.append(f"  {plan.architecture or 'no architecture'}", style="cyan")
     console.print(head)
     console.print(
         f"{totals.tensors} tensors, {totals.loaded} loaded, {size(totals.nbytes)}", style="dim"

@@ -113,7 +113,11 @@ def test_run_refuses(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(("case", "exit_code", "code", "says"), BEFORE_THE_RUN, ids=case_id)
+@pytest.mark.parametrize(
+    ("case", "exit_code", "code", "says"),
+    [each for each in BEFORE_THE_RUN if each[0] is not unknown_architecture],
+    ids=case_id,
+)
 def test_plan_refuses_alike(
     cli: Command, tmp_path: Path, case: Case, exit_code: int, code: str | None, says: str
 ) -> None:
@@ -122,6 +126,16 @@ def test_plan_refuses_alike(
     assert result.code == exit_code
     assert f"error[{code or ''}" in result.err
     assert says in result.err
+
+
+def test_plan_needs_no_architecture(cli: Command, tmp_path: Path) -> None:
+    result = cli("plan", unknown_architecture(tmp_path))
+
+    assert result.code == 0
+    assert "dense" in result.out
+    said = result.out + result.err
+    assert "warning[unknown-architecture]" in said
+    assert "warning[unverified]" in said
 
 
 @pytest.mark.parametrize(

@@ -246,9 +246,6 @@ def test_two_tensors_for_one_parameter_are_reported(plan):
 @pytest.mark.parametrize(
     ("model_type", "code", "word"),
     [
-        ("lama", "unknown-architecture", "near names: llama"),
-        ("qwen3_5_moee", "unknown-architecture", "qwen3_5_moe"),
-        ("zzzzzz", "unknown-architecture", "newer mlx-lm"),
         ("../llama", "no-model-type", "'../llama'"),
         ("os.path", "no-model-type", "'os.path'"),
         ("llama\n", "no-model-type", "llama"),
@@ -257,13 +254,40 @@ def test_two_tensors_for_one_parameter_are_reported(plan):
         (None, "no-model-type", "None"),
         (3, "no-model-type", "3"),
         ([], "no-model-type", "[]"),
-        ("base", "broken-architecture", "base"),
-        ("__init__", "broken-architecture", "__init__"),
     ],
 )
 def test_a_model_type_is_a_known_name_and_never_a_path(plan, model_type, code, word):
     with pytest.raises(MlxpipeError) as caught:
         plan(llama(), llama_config(model_type=model_type))
+    assert caught.value.code == code
+    assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "code", "word"),
+    [
+        ("lama", "unknown-architecture", "near names: llama"),
+        ("qwen3_5_moee", "unknown-architecture", "qwen3_5_moe"),
+        ("zzzzzz", "unknown-architecture", "newer mlx-lm"),
+        ("base", "broken-architecture", "base"),
+        ("__init__", "broken-architecture", "__init__"),
+    ],
+)
+def test_without_an_architecture_the_headers_are_planned_and_nothing_runs(
+    plan, model_type, code, word
+):
+    declared = {**quantized(), "model_type": model_type}
+    known = plan(llama(AFFINE_4_64), {**declared, "model_type": "llama"})
+    found = plan(llama(AFFINE_4_64), declared)
+    assert {path: module.scheme for path, module in found.modules.items()} == {
+        path: module.scheme for path, module in known.modules.items()
+    }
+    assert found.totals.weights == known.totals.weights
+    told = [note for note in found.notes if note.severity == "warning"]
+    assert [note.code for note in told] == [code, "unverified"]
+    assert found.as_json()["unverified"][0]["code"] == code
+    with pytest.raises(MlxpipeError) as caught:
+        found.require_sound()
     assert caught.value.code == code
     assert word in str(caught.value)
 

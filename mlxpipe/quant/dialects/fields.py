@@ -23,6 +23,9 @@ MALFORMED = "malformed-quantization"
 #: Code of the note that a checkpoint wants its key-value cache quantised.
 CACHE_PRECISION = "kv-cache-precision"
 
+#: Code of the note on a tensor that scales such a cache.
+CACHE_SCALE = "cache-scale"
+
 
 class UnreadableError(Exception):
     """A declaration that cannot be read; never leaves this package.
