@@ -11,23 +11,24 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from operator import eq
 from pathlib import Path
 from types import MappingProxyType
 
 from mlxpipe.checkpoint.files import collector_paused, unreadable
-from mlxpipe.checkpoint.header import read_header
+from mlxpipe.checkpoint.header import Header, read_header
+from mlxpipe.checkpoint.index import (
+    INDEX,
+    SAFETENSORS,
+    check_index,
+    is_plain,
+    read_index,
+    shards_of,
+    some,
+)
 from mlxpipe.checkpoint.inventory import Checkpoint, Kind, Shard, Tensor, gather
-from mlxpipe.checkpoint.json_positions import json_pointer
-from mlxpipe.checkpoint.json_reader import read_json
 from mlxpipe.errors import Origin, SourceError, did_you_mean
 
-INDEX = "model.safetensors.index.json"
-MAX_INDEX_BYTES = 256 << 20
-
-_SAFETENSORS = ".safetensors"
 _NUMBERED = re.compile(r"model-(\d{1,9})-of-(\d{1,9})\.safetensors")
-_SHARD_NAME = re.compile(r"[^/\\:\x00-\x1f\x7f]{1,255}")
 _ADAPTERS = frozenset({"adapters.safetensors", "adapter_model.safetensors"})
 
 _OTHER_WEIGHTS: Mapping[str, str] = MappingProxyType(
@@ -69,17 +70,8 @@ def scan_directory(root: Path, label: str, kind: Kind) -> Checkpoint:
     """`open_directory` for any kind of source that ends up as a directory."""
     weights, files = _listing(root, label)
     with collector_paused():
-        index = _read_index(files[INDEX], f"{label}/{INDEX}") if INDEX in files else None
-    if index is None:
-        names = _unindexed(weights, label) or _refuse_other(weights, files, root, label)
-    else:
-        names = _indexed(index, weights, label)
-    labels = [f"{label}/{name}" for name in names]
-    with collector_paused():
-        headers = [read_header(root / n, labels[i], i) for i, n in enumerate(names)]
-        tensors = gather(labels, (header.tensors for header in headers))
-    if index is not None:
-        _check_index(index, names, tensors, label)
+        opened = _numbered(root, label, weights, files) or _chosen(root, label, weights, files)
+    names, headers, tensors = opened
     return Checkpoint(
         kind=kind,
         label=label,
@@ -92,6 +84,44 @@ def scan_directory(root: Path, label: str, kind: Kind) -> Checkpoint:
         files=files,
         ignored=tuple(sorted(weights - set(names))),
     )
+
+
+#: File names of the shards, their headers, and all tensors by name.
+_Opened = tuple[Sequence[str], list[Header], Mapping[str, Tensor]]
+
+
+def _numbered(
+    root: Path, label: str, weights: frozenset[str], files: Mapping[str, Path]
+) -> _Opened | None:
+    """The usual case, at once: the shards are known by their numbers, and the index agrees.
+
+    None where there is no index or anything is unusual; `_chosen` finds out what.
+    """
+    if INDEX not in files:
+        return None
+    with suppress(SourceError):
+        names, headers, tensors = _open(root, label, _unindexed(weights, label))
+        # As a writer fills it shard by shard, or sorted.
+        orders = ([row for each in headers for row in each.tensors], tensors.values())
+        if names and is_plain(files[INDEX], f"{label}/{INDEX}", names, orders):
+            return names, headers, tensors
+    return None
+
+
+def _chosen(root: Path, label: str, weights: frozenset[str], files: Mapping[str, Path]) -> _Opened:
+    if INDEX not in files:
+        names = _unindexed(weights, label) or _refuse_other(weights, files, root, label)
+        return _open(root, label, names)
+    index = read_index(files[INDEX], f"{label}/{INDEX}")
+    opened = _open(root, label, shards_of(index, weights, label))
+    check_index(index, opened[0], opened[2], label)
+    return opened
+
+
+def _open(root: Path, label: str, names: Sequence[str]) -> _Opened:
+    labels = [f"{label}/{name}" for name in names]
+    headers = [read_header(root / name, labels[i], i) for i, name in enumerate(names)]
+    return names, headers, gather(labels, (header.tensors for header in headers))
 
 
 # ------------------------------------------------------------------ the directory's listing
@@ -107,7 +137,7 @@ def _listing(root: Path, label: str) -> tuple[frozenset[str], Mapping[str, Path]
         raise _not_a_directory(root, label) from error
     except (OSError, ValueError) as error:
         raise unreadable(label, error) from error
-    weights = frozenset(name for name in names if name.endswith(_SAFETENSORS))
+    weights = frozenset(name for name in names if name.endswith(SAFETENSORS))
     others = (name for name in names if name not in weights and not name.startswith("."))
     files = {name: root / name for name in others if Path(name).suffix not in _OTHER_WEIGHTS}
     return weights, MappingProxyType(files)
@@ -132,7 +162,7 @@ def _missing_path(root: Path, label: str) -> SourceError:
 
 
 def _not_a_directory(root: Path, label: str) -> SourceError:
-    weights = root.suffix == _SAFETENSORS
+    weights = root.suffix == SAFETENSORS
     return SourceError(
         "not-a-directory",
         f"{label} is a file, not a directory",
@@ -166,7 +196,7 @@ def _numbered_set(names: list[str], strays: list[str], label: str) -> list[str]:
             "stray-shard" if strays and "model.safetensors" not in strays else "ambiguous-weights",
             f"{label} holds more than one set of weights and no {INDEX}",
             origin=Origin(label),
-            found=_some([*strays, *names]),
+            found=some([*strays, *names]),
             expected="one set of shards",
             help="remove or rename the files that do not belong to the model",
         )
@@ -177,8 +207,8 @@ def _numbered_set(names: list[str], strays: list[str], label: str) -> list[str]:
             "missing-shard",
             f"{label} holds {len(names)} of {totals[0]} shards",
             origin=Origin(label),
-            found=_some(names),
-            expected=f"{totals[0]} shards, numbered from 1; missing: {_some(map(str, missing))}",
+            found=some(names),
+            expected=f"{totals[0]} shards, numbered from 1; missing: {some(map(str, missing))}",
             help="download the missing files",
         )
     return sorted(names, key=lambda name: parts[name])
@@ -192,7 +222,7 @@ def _refuse_other(
             "ambiguous-weights",
             f"{label} holds several safetensors files and none is called model*.safetensors",
             origin=Origin(label),
-            found=_some(sorted(weights)),
+            found=some(sorted(weights)),
             expected=f"model.safetensors, numbered shards, or an {INDEX}",
             help="rename the model's files, or give a directory that holds them alone",
         )
@@ -200,11 +230,11 @@ def _refuse_other(
         entry.name for entry in root.iterdir() if entry.suffix in _OTHER_WEIGHTS and entry.is_file()
     )
     if weights:
-        found, advice = _some(sorted(weights)), "an adapter is no model: fuse it into its base"
+        found, advice = some(sorted(weights)), "an adapter is no model: fuse it into its base"
     elif other:
-        found, advice = _some(other), _OTHER_WEIGHTS[Path(other[0]).suffix]
+        found, advice = some(other), _OTHER_WEIGHTS[Path(other[0]).suffix]
     else:
-        found = _some(sorted(files)) if files else "no files"
+        found = some(sorted(files)) if files else "no files"
         advice = "check the path, and whether the download finished"
     raise SourceError(
         "no-weights",
@@ -214,130 +244,3 @@ def _refuse_other(
         expected="model.safetensors or model-*.safetensors; only safetensors is read",
         help=advice,
     )
-
-
-# ------------------------------------------------------------------ the index
-
-
-def _read_index(path: Path, label: str) -> dict[str, str]:
-    """The index's `weight_map`: {tensor name: shard's file name}.
-
-    Its `metadata.total_size` is not looked at: several producers get it wrong.
-    """
-    document = read_json(path, label, MAX_INDEX_BYTES)
-    table = document.get("weight_map") if isinstance(document, dict) else None
-    if not isinstance(table, dict) or not table or set(map(type, table.values())) != {str}:
-        raise SourceError(
-            "bad-index",
-            f"{label} has no usable weight_map",
-            origin=Origin(label, pointer="/weight_map"),
-            expected='{"weight_map": {tensor name: file name}}',
-            help="download the index again, or remove it if the shards are numbered completely",
-        )
-    for name in sorted(set(table.values())):
-        if not _SHARD_NAME.fullmatch(name) or not name.endswith(_SAFETENSORS):
-            tensor = next(key for key, value in table.items() if value == name)
-            raise SourceError(
-                "bad-shard-name",
-                f"{label} names a shard that is not a plain safetensors file name",
-                origin=Origin(label, pointer=json_pointer("weight_map", tensor)),
-                found=repr(name[:120]),
-                expected="the name of a .safetensors file beside the index, without a path",
-                help="download the index again",
-            )
-    return table
-
-
-def index_shards(path: Path, label: str) -> list[str]:
-    """The file names of an index's shards, each a plain name; errors as for `open_directory`."""
-    return sorted(set(_read_index(path, label).values()))
-
-
-def _indexed(index: Mapping[str, str], weights: frozenset[str], label: str) -> list[str]:
-    """The index's shards, when all of them and no other `model*.safetensors` are there."""
-    names = sorted(set(index.values()))
-    missing = [name for name in names if name not in weights]
-    strays = sorted(name for name in weights.difference(names) if name.startswith("model"))
-    if missing:
-        advice = "download the missing files"
-        if strays:
-            advice += f", or remove {INDEX} if {_some(strays)} replaces them"
-        raise SourceError(
-            "missing-shard",
-            f"{label} lacks {len(missing)} of the {len(names)} shards in its index",
-            origin=Origin(f"{label}/{INDEX}"),
-            found=_some(sorted(weights)) if weights else "no safetensors file",
-            expected=_some(missing),
-            help=advice,
-        )
-    if strays:
-        raise SourceError(
-            "stray-shard",
-            f"{label} holds weights that its index does not name",
-            origin=Origin(f"{label}/{INDEX}"),
-            found=_some(strays),
-            expected=f"no model*.safetensors beside those of the index ({_some(names)})",
-            help="remove or rename them: mlx-lm would load them over the model's own tensors",
-        )
-    return names
-
-
-def _check_index(
-    index: Mapping[str, str], names: Sequence[str], tensors: Mapping[str, Tensor], label: str
-) -> None:
-    """Refuse an index that says something else than its shards."""
-    actual = [names[tensor.shard] for tensor in tensors.values()]
-    if len(index) == len(actual) and all(map(eq, actual, map(index.get, tensors))):
-        return
-    for tensor in tensors.values():
-        _check_listed(tensor, index, names, label)
-    lost = sorted(index.keys() - tensors.keys())
-    if lost:
-        raise _index_fault(
-            "lying-index",
-            f"the index assigns tensor '{lost[0]}' to {index[lost[0]]}, which does not hold it",
-            lost[0],
-            label,
-            notes=(f"{len(lost)} of {len(index)} tensors in the index are in no shard",),
-        )
-
-
-def _check_listed(
-    tensor: Tensor, index: Mapping[str, str], names: Sequence[str], label: str
-) -> None:
-    shard = names[tensor.shard]
-    listed = index.get(tensor.name)
-    if listed is None:
-        raise _index_fault(
-            "unlisted-tensor",
-            f"{shard} holds tensor '{tensor.name}', which the index does not list",
-            tensor.name,
-            label,
-        )
-    if listed != shard:
-        raise _index_fault(
-            "misplaced-tensor",
-            f"{shard} holds tensor '{tensor.name}', which the index assigns to {listed}",
-            tensor.name,
-            label,
-        )
-
-
-def _index_fault(
-    code: str, message: str, tensor: str, label: str, notes: tuple[str, ...] = ()
-) -> SourceError:
-    pointer = json_pointer("weight_map", tensor)
-    return SourceError(
-        code,
-        message,
-        origin=Origin(f"{label}/{INDEX}", pointer=pointer),
-        expected="an index that lists every tensor with the file that holds it",
-        help="download the index and the shards again: they are not of one version",
-        notes=notes,
-    )
-
-
-def _some(names: Sequence[str] | map[str], limit: int = 6) -> str:
-    known = list(names)
-    more = f" and {len(known) - limit} more" if len(known) > limit else ""
-    return ", ".join(known[:limit]) + more

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mlxpipe.checkpoint.directory import INDEX, index_shards, scan_directory
+from mlxpipe.checkpoint.directory import scan_directory
+from mlxpipe.checkpoint.index import INDEX, index_shards
 from mlxpipe.checkpoint.inventory import Checkpoint
 from mlxpipe.errors import Origin, SourceError
 

@@ -39,10 +39,11 @@ def read_json(path: Path, label: str, limit: int = MAX_JSON_BYTES) -> Any:
         SourceError: `missing-file`, `unreadable-file`, `json-too-large`, `not-utf8`,
             `malformed-json`, `json-too-deep` or `duplicate-key`.
     """
-    return parse_json(_read_text(path, label, limit), label)
+    return parse_json(read_text(path, label, limit), label)
 
 
-def _read_text(path: Path, label: str, limit: int) -> str:
+def read_text(path: Path, label: str, limit: int) -> str:
+    """The text of a JSON file; see `read_json` for the errors."""
     raw = read_bytes(path, label, limit + 1)
     if len(raw) > limit:
         raise SourceError(
