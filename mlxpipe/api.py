@@ -113,6 +113,14 @@ def run(source: Source, reporter: Reporter | None = None) -> RunRecord:
         UsageError, SourceError, PlanError: nothing was written.
         RunFailedError: a task failed; the record is on disk.
     """
-    from mlxpipe.execution.executor import execute
+    from mlxpipe.execution.executor import RunFailedError, execute
+    from mlxpipe.report.files import write_reports
 
-    return execute(open_spec(source), reporter)
+    loaded = open_spec(source)
+    try:
+        record = execute(loaded, reporter)
+    except RunFailedError as failure:
+        write_reports(loaded, failure.record)
+        raise
+    write_reports(loaded, record)
+    return record

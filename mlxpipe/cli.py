@@ -181,7 +181,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MlxpipeError as error:
         if options.debug:
             raise
+        from mlxpipe.report.github import annotate
+
         print(error, file=sys.stderr)
+        annotate(error.diagnostics)
         return int(error.exit_code)
     except BrokenPipeError:
         # The reader went away (`| head`): end as other tools do, without a traceback.

@@ -21,6 +21,7 @@ from mlxpipe.errors import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from mlxpipe.execution.expectations import Checked
     from mlxpipe.graph.numerics import Numerics
     from mlxpipe.plan.plan import Plan
     from mlxpipe.spec import LoadedSpec
@@ -30,7 +31,9 @@ def run(options: Namespace) -> int:
     """`mlxpipe run`."""
     from mlxpipe.execution.executor import RunFailedError
     from mlxpipe.report.console import ConsoleReporter, print_run
+    from mlxpipe.report.github import annotate
 
+    loaded = api.open_spec(options.spec)
     as_json = options.format == "json"
     out, err = _console(), _console(stderr=True)
     reporter = ConsoleReporter(
@@ -40,7 +43,7 @@ def run(options: Namespace) -> int:
         quiet=options.quiet,
     )
     try:
-        record = api.run(options.spec, reporter)
+        record = api.run(loaded, reporter)
     except RunFailedError as failure:
         if as_json:
             _print_json(failure.record.as_json())
@@ -49,6 +52,8 @@ def run(options: Namespace) -> int:
         _print_json(record.as_json())
     else:
         print_run(err if options.quiet else out, record)
+    misses = [each.diagnostic() for each in record.expectations if not each.passed]
+    annotate(misses, asked="github" in loaded.spec.outputs.reports)
     return int(record.exit_code)
 
 
@@ -56,16 +61,36 @@ def plan(options: Namespace) -> int:
     """`mlxpipe plan`."""
     # The process ends with the plan; walking a large one for cycles would only cost time.
     gc.disable()
+    from mlxpipe.execution.expectations import check_plan
+
     loaded = api.open_spec(options.spec)
     made = api.make_plan(loaded)
     numerics = _numerics(loaded, made)
+    checked = check_plan(loaded, made)
     if options.format == "json":
-        _print_json({**made.as_json(), "numerics": numerics.as_json() if numerics else None})
+        _print_json(
+            {
+                **made.as_json(),
+                "numerics": numerics.as_json() if numerics else None,
+                "expectations": [each.as_json() for each in checked],
+            }
+        )
     else:
         from mlxpipe.report.console import print_plan
 
         print_plan(_console(), made, numerics, every=options.every)
-    return _report_problems(made)
+    return _report_problems(made) or _report_misses(checked)
+
+
+def _report_misses(checked: list[Checked]) -> int:
+    """Expectations that do not hold, on stderr."""
+    from mlxpipe.report.github import annotate
+
+    misses = [each.diagnostic() for each in checked if not each.passed]
+    if misses:
+        print(render_all(misses), file=sys.stderr)
+        annotate(misses)
+    return int(ExitCode.EXPECTATION if misses else ExitCode.OK)
 
 
 def _numerics(loaded: LoadedSpec, made: Plan) -> Numerics | None:
@@ -114,12 +139,15 @@ def _explain_all(options: Namespace, made: Plan) -> int:
 
 def check(options: Namespace) -> int:
     """`mlxpipe check`: every spec, without MLX; the worst exit code."""
+    from mlxpipe.report.github import annotate
+
     worst = ExitCode.OK
     results = []
     for spec in options.specs:
         code, findings = _check_one(spec)
         worst = max(worst, code)
         told = [finding.as_json() for finding in findings]
+        annotate(findings)
         results.append({"spec": spec, "exit_code": int(code), "findings": told})
         if options.format == "human":
             if findings:

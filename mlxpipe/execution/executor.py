@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mlxpipe.checkpoint import Checkpoint
 from mlxpipe.checkpoint.source import open_source
 from mlxpipe.errors import ExecutionError, ExitCode, MlxpipeError
+from mlxpipe.execution.expectations import check_plan, check_tasks
 from mlxpipe.execution.record import RunRecord, TaskRecord, begin
 from mlxpipe.plan.plan import Plan
 from mlxpipe.plan.planner import plan_checkpoint
@@ -65,6 +66,7 @@ def execute(loaded: LoadedSpec, reporter: Reporter | None = None) -> RunRecord:
     numerics = choose(loaded, plan)
     use(numerics)
     record = begin(loaded, plan, numerics.as_json())
+    record.expectations = check_plan(loaded, plan)
     with _recorded(record):
         context = Context(
             loaded,
@@ -77,6 +79,7 @@ def execute(loaded: LoadedSpec, reporter: Reporter | None = None) -> RunRecord:
         )
         for number, task in enumerate(record.tasks):
             _do(context, number, task, record)
+        record.expect(check_tasks(loaded, record.tasks))
     return record
 
 

@@ -14,7 +14,7 @@ import json
 import os
 import platform
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlxpipe.errors import ExecutionError, ExitCode
+from mlxpipe.execution.expectations import Checked
 from mlxpipe.plan.plan import Plan
 from mlxpipe.spec import LoadedSpec, resolved_yaml
 
@@ -66,6 +67,7 @@ class RunRecord:
         numerics: Device and dtype.
         load_seconds: Time from the plan to a model in memory; 0 where no task asked for it.
         peak_memory_bytes: MLX's peak.
+        expectations: What the spec expects, and whether it holds.
         exit_code: What the command ends with.
     """
 
@@ -78,7 +80,14 @@ class RunRecord:
     load_seconds: float = 0.0
     seconds: float = 0.0
     peak_memory_bytes: int = 0
+    expectations: list[Checked] = field(default_factory=list)
     exit_code: ExitCode = ExitCode.OK
+
+    def expect(self, checked: Iterable[Checked]) -> None:
+        """Add what became of expectations; a miss decides the exit code of a run without errors."""
+        self.expectations += checked
+        if self.exit_code == ExitCode.OK and not all(each.passed for each in self.expectations):
+            self.exit_code = ExitCode.EXPECTATION
 
     def as_json(self) -> dict[str, Any]:
         """The contracted run record; paths of outputs are absolute, so that programs find them."""
@@ -94,7 +103,7 @@ class RunRecord:
             "seconds": round(self.seconds, 6),
             "peak_memory_bytes": self.peak_memory_bytes,
             "tasks": [task.as_json() for task in self.tasks],
-            "expectations": [],
+            "expectations": [each.as_json() for each in self.expectations],
             "exit_code": int(self.exit_code),
         }
 

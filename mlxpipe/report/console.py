@@ -27,6 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlxpipe.errors import Diagnostic, render_all
+from mlxpipe.execution.expectations import Checked
 from mlxpipe.execution.record import RunRecord
 from mlxpipe.plan.explain import Explanation
 from mlxpipe.plan.plan import Plan, PlannedModule
@@ -273,6 +274,7 @@ def print_run(console: Console, record: RunRecord) -> None:
         console.print(table)
     else:
         console.print("the spec has no tasks: the model was loaded, and that is all")
+    _print_expectations(console, record.expectations)
     numerics = record.numerics
     console.print(
         Text(
@@ -282,6 +284,15 @@ def print_run(console: Console, record: RunRecord) -> None:
         )
     )
     console.print(Text(f"record: {record.folder}", style="dim"), soft_wrap=True)
+
+
+def _print_expectations(console: Console, expectations: Iterable[Checked]) -> None:
+    for each in expectations:
+        mark, style = ("ok", "green") if each.passed else ("missed", "bold red")
+        line = Text(f"{mark:<7}", style=style)
+        line.append(f"{each.name}: ", "bold default")
+        line.append(f"{visible(each.found)}, expected {each.expected}", "default")
+        console.print(line, soft_wrap=True)
 
 
 def _number(value: float) -> str:

@@ -5,6 +5,7 @@ Read in this order: `model` (what a spec can say), `reader` (strict YAML with po
 """
 
 from mlxpipe.spec.dump import resolved, resolved_yaml
+from mlxpipe.spec.expect import Expectation
 from mlxpipe.spec.load import LoadedSpec, load_spec, parse_spec, spec_for_source
 from mlxpipe.spec.model import (
     BUILT_IN_SOURCES,
@@ -28,6 +29,7 @@ __all__ = [
     "BUILT_IN_SOURCES",
     "TASK_TYPES",
     "Document",
+    "Expectation",
     "FileSource",
     "GenerateTask",
     "LoadedSpec",

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Tag, ValidationError
 from pydantic.fields import FieldInfo
 
 from mlxpipe.errors import Diagnostic, Origin, did_you_mean
-from mlxpipe.spec.model import Outputs, Quantization, Spec, split_offsets
+from mlxpipe.spec.model import Quantization, Spec, split_offsets
 from mlxpipe.spec.positions import Document, Path
 from mlxpipe.spec.problems import PROBLEM_TYPE, Problem, either, spell
 from mlxpipe.spec.tasks import TASK_TYPES
@@ -23,8 +23,7 @@ from mlxpipe.spec.values import Words
 
 # What later versions will bring. Until then it gets an answer better than "unknown".
 LATER_KEYS: dict[type[BaseModel], tuple[str, ...]] = {
-    Spec: ("extends", "vars", "quantize", "matrix", "expect"),
-    Outputs: ("reports",),
+    Spec: ("extends", "vars", "quantize", "matrix"),
 }
 # A person reads no more, and a suggestion for each of 50 000 keys would take seconds.
 MAX_ERRORS = 100

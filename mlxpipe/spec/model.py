@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from mlxpipe.errors import did_you_mean
+from mlxpipe.spec.expect import Expectation, Expectations, check_against_tasks
 from mlxpipe.spec.problems import Problem, either, refusal
 from mlxpipe.spec.tasks import Task, Tasks, name_tasks
 from mlxpipe.spec.values import (
@@ -286,10 +287,18 @@ class Run(Section):
     seed: Seed = Field(0, description="Seeds every task that names no seed of its own.")
 
 
+Report = Literal["json", "junit", "html", "github"]
+
+
 class Outputs(Section):
     """Where results go."""
 
     dir: PathText = Field("runs", description="A directory, relative to the spec.")
+    reports: Annotated[tuple[Report, ...], Strict(False), Words("a list of reports")] = Field(
+        (),
+        description="Reports in the run's directory: json, junit (XML for CI), html (a page; needs "
+        "the extra `report`); github prints annotations, as it does by itself in GitHub Actions.",
+    )
 
 
 class Spec(Section):
@@ -307,9 +316,19 @@ class Spec(Section):
     model: Model = Field(default_factory=Model, description="How the model computes.")
     run: Run = Field(default_factory=Run, description="What holds for all tasks.")
     tasks: Tasks = Field((), description="What to do with the model, in order.")
+    expect: Expectations = Field((), description="What must hold; a miss ends with exit code 1.")
     outputs: Outputs = Field(default_factory=Outputs, description="Where results go.")
 
     @field_validator("tasks")
     @classmethod
     def _name_tasks(cls, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
         return name_tasks(tasks)
+
+    @field_validator("expect")
+    @classmethod
+    def _check_expectations(
+        cls, expectations: tuple[Expectation, ...], info: ValidationInfo
+    ) -> tuple[Expectation, ...]:
+        if "tasks" in info.data:
+            check_against_tasks(expectations, info.data["tasks"])
+        return expectations

@@ -25,7 +25,13 @@ from mlxpipe.spec.values import (
 
 
 class _Task(Section):
-    """What every task has."""
+    """What every task has.
+
+    Attributes:
+        metrics: The names of its metrics, None where only the run will tell.
+    """
+
+    metrics: ClassVar[tuple[str, ...] | None] = ()
 
     # "" only until the spec that holds the task has named it.
     id: Name = Field(
@@ -38,6 +44,7 @@ class GenerateTask(_Task):
     """Completes prompts."""
 
     exactly_one: ClassVar = (("prompt",), ("prompt_file",))
+    metrics: ClassVar = ("prompt_tokens", "generated_tokens")
 
     type: Literal["generate"]
     prompt: OneOrMoreTexts | None = Field(None, description="A prompt, or a list of prompts.")
@@ -92,6 +99,8 @@ class LogitsTask(_Task):
 
 class PerplexityTask(_Task):
     """Measures the perplexity of a text."""
+
+    metrics: ClassVar = ("perplexity", "tokens", "bits_per_byte", "windows")
 
     type: Literal["perplexity"]
     data: PathText = Field(description="A text file, or .jsonl objects with `text`.")

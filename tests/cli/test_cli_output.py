@@ -262,3 +262,41 @@ def test_control_characters_of_a_checkpoint_are_shown_not_obeyed(
     results = [cli(command, "model") for command in ("plan", "check", "explain", "run", "init")]
 
     assert all("\x1b" not in result.out + result.err for result in results)
+
+
+# --- expectations ----------------------------------------------------------------------------
+
+
+def test_a_missed_expectation_ends_with_1_and_is_reported(cli: Command, write: Write) -> None:
+    write(
+        source=SOURCE,
+        tasks=[GENERATE],
+        expect=[
+            {"task": "generate", "metric": "generated_tokens", "max": 5},
+            {"plan": "conflicts", "max": 0},
+        ],
+        outputs={"reports": ["json", "junit", "github"]},
+    )
+
+    result = cli("run", "spec.yaml", "--format", "json")
+
+    assert result.code == 1
+    assert result.json["exit_code"] == 1
+    assert [(each["name"], each["passed"]) for each in result.json["expectations"]] == [
+        ("plan.conflicts", True),
+        ("generate.generated_tokens", False),
+    ]
+    assert "::error title=expectation,file=spec.yaml,line=" in result.err
+    reports = Path(result.json["run_dir"]) / "reports"
+    assert json.loads((reports / "report.json").read_text()) == result.json
+    assert 'failures="1"' in (reports / "junit.xml").read_text()
+
+
+def test_plan_checks_what_is_expected_of_it(cli: Command, write: Write) -> None:
+    write(source=SOURCE, expect=[{"module": "*.mlp.gate", "bits": 4}])
+
+    result = cli("plan", "spec.yaml")
+
+    assert result.code == 1
+    assert "error[expectation]: *.mlp.gate is not as expected" in result.err
+    assert "affine 8-bit g64" in result.err

@@ -61,8 +61,6 @@ REST = [
     ("vars: {}", "not-yet", 3, 1, "", ""),
     ("quantize: []", "not-yet", 3, 1, "", ""),
     ("matrix: {}", "not-yet", 3, 1, "", ""),
-    ("expect: []", "not-yet", 3, 1, "", ""),
-    ("outputs: {reports: [json]}", "not-yet", 3, 11, "outputs", ""),
     ("outputs: {dir: 'runs/${x}'}", "not-yet", 3, 22, "outputs", "interpolation"),
     ("naming: {conventions: aut}", "unknown-value", 3, 23, "naming", "did you mean 'auto'?"),
     ("naming: {conventions: 5}", "wrong-type", 3, 23, "naming", "auto, or a list"),

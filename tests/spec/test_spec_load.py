@@ -194,7 +194,7 @@ def test_the_resolved_spec_in_the_spec_s_own_order() -> None:
     data = resolved(parse_spec(SHORT, "moe.yaml"))
     assert list(data) == [
         *("version", "name", "source", "naming", "quantization"),
-        *("model", "run", "tasks", "outputs"),
+        *("model", "run", "tasks", "expect", "outputs"),
     ]
     assert data["name"] == "moe"
     assert data["source"] == {"path": "../models/qwen3.6-35b-a3b-nvfp4"}
@@ -375,7 +375,7 @@ def test_the_schema_accepts_what_we_accept(text: str) -> None:
         "quantization: {overrides: [{match: x}]}",
         "quantization: {overrides: [{match: x, bits: 4, dense: true}]}",
         "run: {seed: -1}",
-        "outputs: {reports: [json]}",
+        "outputs: {reports: [pdf]}",
     ],
 )
 def test_the_schema_rejects_what_we_reject(part: str) -> None:
