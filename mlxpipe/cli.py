@@ -64,6 +64,13 @@ def _check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("specs", metavar="SPEC", nargs="+", help=SPEC_HELP + "; several are fine")
 
 
+def _diff(parser: argparse.ArgumentParser) -> None:
+    what = "a spec, a checkpoint or run directory, a lock, or a plan's JSON"
+    parser.add_argument("one", metavar="A", help=what)
+    parser.add_argument("other", metavar="B", help="the same")
+    parser.add_argument("--exit-code", action="store_true", help="end with 1 if they differ")
+
+
 def _init(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="DIR|MODEL", help="a checkpoint directory, hub:ORG/NAME or ollama:NAME"
@@ -102,6 +109,12 @@ COMMANDS = (
         _check,
     ),
     Command("show", "print the resolved spec", "  mlxpipe show spec.yaml", _spec),
+    Command(
+        "diff",
+        "say what differs between two specs, plans, locks or runs, module by module",
+        "  mlxpipe diff before.yaml after.yaml\n  mlxpipe diff runs/spec/ONE runs/spec/OTHER",
+        _diff,
+    ),
     Command(
         "init",
         "write a spec for a checkpoint",

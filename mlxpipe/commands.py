@@ -184,6 +184,21 @@ def show(options: Namespace) -> int:
     return int(ExitCode.OK)
 
 
+def diff(options: Namespace) -> int:
+    """`mlxpipe diff`: 1 for a difference only where `--exit-code` asks for it."""
+    from mlxpipe.report.difference import compare, open_side
+
+    one, other = open_side(options.one), open_side(options.other)
+    found = compare(one, other)
+    if options.format == "json":
+        _print_json(found.as_json())
+    else:
+        from mlxpipe.report.console_difference import print_difference
+
+        print_difference(_console(), one, other, found)
+    return int(ExitCode.EXPECTATION if found and options.exit_code else ExitCode.OK)
+
+
 def schema(options: Namespace) -> int:
     """`mlxpipe schema`."""
     from mlxpipe.spec import json_schema
