@@ -15,9 +15,10 @@ from mlx.utils import tree_flatten
 from mlxpipe.architecture.skeleton import Kind, Module, Skeleton, build_skeleton
 from mlxpipe.checkpoint import Checkpoint
 from mlxpipe.errors import ExecutionError
-from mlxpipe.graph.layers import PackedEmbedding, PackedExperts, PackedLinear, dequantise
+from mlxpipe.graph.layers import PackedEmbedding, PackedExperts, PackedLinear
 from mlxpipe.graph.layouts import CONVERTERS, Packing
 from mlxpipe.graph.numerics import Numerics
+from mlxpipe.graph.recipe import apply, dense_weight
 from mlxpipe.naming.experts import OUTPUT_AXIS
 from mlxpipe.naming.groups import Part
 from mlxpipe.plan.plan import Plan, PlannedModule
@@ -76,11 +77,12 @@ def build_model(
     outputs = model.sanitize(arrays) if hasattr(model, "sanitize") else arrays
     del arrays
     parameters = {
-        parameter.name: _cast(model, parameter.name, outputs[parameter.output], dtype)
-        for parameter in plan.parameters.values()
+        parameter.name: outputs[parameter.output] for parameter in plan.parameters.values()
     }
     del outputs
     parameters = {**dict(_exact_multipliers(parameters, plan)), **extras}
+    _apply_recipe(plan, parameters)
+    parameters = {name: _cast(model, name, array, dtype) for name, array in parameters.items()}
     _replace_layers(skeleton, plan, parameters, numerics)
     model.load_weights(list(parameters.items()), strict=True)
     del parameters
@@ -118,7 +120,8 @@ def _canonical_arrays(
         parts = {role: _assemble(role, part, tensors) for role, part in group.parts.items()}
         module = modules.get(group.path)
         if module is not None:
-            parts = _convert(module, parts, dtype)
+            # A recipe starts from the checkpoint's own numbers, whatever the activations are.
+            parts = _convert(module, parts, None if module.changed else dtype)
             for leaf in EXTRAS & parts.keys():
                 extras[f"{module.path}.{leaf}"] = parts.pop(leaf)
         arrays |= {group.canonical(role): array for role, array in parts.items()}
@@ -133,11 +136,11 @@ def _convert(
     assert module.scheme is not None and evidence.in_features is not None
     packing = Packing(
         module.scheme,
-        module.landing,
+        module.converted,
         module.variant,
         evidence.in_features,
         dtype,
-        exact=module.grade != LOSSY,
+        exact=module.converted_grade != LOSSY,
     )
     rest = {role: array for role, array in parts.items() if role not in PACKED_ROLES}
     try:
@@ -186,9 +189,11 @@ def _assemble(role: str, part: Part, tensors: Mapping[str, mx.array]) -> mx.arra
 def _cast(model: Any, name: str, array: mx.array, dtype: mx.Dtype | None) -> mx.array:
     """The array in the activations' dtype, unless it holds codes or must stay precise.
 
-    An architecture's `cast_predicate` names what 16 bits would harm.
+    An architecture's `cast_predicate` names what 16 bits would harm; so they would a multiplier.
     """
     if dtype is None or not mx.issubdtype(array.dtype, mx.floating):
+        return array
+    if name.rpartition(".")[2] in EXTRAS:
         return array
     keeps = getattr(model, "cast_predicate", None)
     if dtype != mx.float32 and keeps is not None and not keeps(name):
@@ -208,6 +213,23 @@ def _exact_multipliers(
             yield name, array
 
 
+def _apply_recipe(plan: Plan, parameters: dict[str, mx.array]) -> None:
+    """Requantise what the plan's recipe changes, lazily."""
+    for path, planned in plan.modules.items():
+        if planned.changed:
+            own = _own(path, parameters)
+            for leaf in own:
+                del parameters[f"{path}.{leaf}"]
+            made = apply(own, planned.converted, planned.landing)
+            parameters.update({f"{path}.{leaf}": array for leaf, array in made.items()})
+
+
+def _own(path: str, parameters: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """A module's parameters by leaf, as far as a packed layer has them."""
+    names = {leaf: f"{path}.{leaf}" for leaf in PACKED_LEAVES}
+    return {leaf: parameters[name] for leaf, name in names.items() if name in parameters}
+
+
 # --- layers ----------------------------------------------------------------------------------
 
 
@@ -219,27 +241,14 @@ def _replace_layers(
         if planned.landing is None:
             continue
         module = skeleton.modules[path]
-        names = [f"{path}.{leaf}" for leaf in PACKED_LEAVES if f"{path}.{leaf}" in parameters]
-        own = {name.rpartition(".")[2]: parameters[name] for name in names}
-        layer = _layer(skeleton, module, planned.landing, own, numerics)
+        own = _own(path, parameters)
         if numerics.dense and module.kind in DENSE_FORMS:
-            parameters.update(_densified(path, layer, numerics.mlx_dtype or mx.float32))
-            for name in names:
-                if name.rpartition(".")[2] not in ("weight", "bias"):
-                    del parameters[name]
+            dtype = numerics.mlx_dtype or mx.float32
+            for leaf in own.keys() - {"weight", "bias"}:
+                del parameters[f"{path}.{leaf}"]
+            parameters[f"{path}.weight"] = dense_weight(own, planned.landing, dtype)
         else:
-            _put(skeleton.model, path, layer)
-
-
-def _densified(path: str, layer: Any, dtype: mx.Dtype) -> dict[str, mx.array]:
-    """A packed layer's dense weight, its multiplier included."""
-    weight = dequantise(layer, dtype)
-    factor = layer.get("multiplier")
-    if factor is not None:
-        weight = weight * factor.reshape(*factor.shape, *[1] * (weight.ndim - factor.ndim))
-    if "permutation" in layer:
-        weight = weight[..., mx.argsort(layer["permutation"])]
-    return {f"{path}.weight": weight.astype(dtype)}
+            _put(skeleton.model, path, _layer(skeleton, module, planned.landing, own, numerics))
 
 
 def _layer(

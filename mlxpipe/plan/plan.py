@@ -7,10 +7,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlxpipe.errors import Diagnostic, PlanError
+from mlxpipe.errors import Diagnostic, Origin, PlanError
 from mlxpipe.naming.groups import Group
 from mlxpipe.quant.merge import Fate, Judged, Verdict
 from mlxpipe.quant.modes import Scheme
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a rule of the spec's `quantize` makes of a module.
+
+    Attributes:
+        label: The rule in short: its scheme, `dense`, `keep` or its preset.
+        origin: Where the rule stands.
+        before: What MLX would compute without it, None for a dense weight.
+        grade: How faithful that would be.
+        nbytes: Bytes of the weight and its companions afterwards.
+    """
+
+    label: str
+    origin: Origin
+    before: Scheme | None
+    grade: str
+    nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +41,14 @@ class PlannedModule:
         kind: `linear`, `embedding`, `experts`, or `weight` where no architecture told.
         verdict: The decision and its grounds; its scheme is what the checkpoint has.
         layout: The row of `quant.layouts`, "" for a dense weight.
-        landing: What MLX computes, None for a dense weight.
+        landing: What MLX computes, after the recipe; None for a dense weight.
         variant: The declared variant of the layout.
         group: Path of the group that holds it in the checkpoint.
-        grade: `exact`, `exact_codes` or `lossy`.
+        grade: `exact`, `exact_codes` or `lossy`, the recipe included.
         tensors: The checkpoint's tensors that make it.
         nbytes: Bytes of its weight and companions in the checkpoint.
         weights: How many weights it has, 0 where that is unknown.
+        recipe: The rule of `quantize` that decided what it becomes, None where none matches.
     """
 
     path: str
@@ -42,10 +62,31 @@ class PlannedModule:
     tensors: tuple[str, ...]
     nbytes: int
     weights: int
+    recipe: Recipe | None = None
+
+    @property
+    def converted(self) -> Scheme | None:
+        """What the stored bytes are converted to, before the recipe; None for a dense weight."""
+        return self.recipe.before if self.recipe else self.landing
+
+    @property
+    def converted_grade(self) -> str:
+        """How faithful that conversion is."""
+        return self.recipe.grade if self.recipe else self.grade
+
+    @property
+    def changed(self) -> bool:
+        """Whether the recipe makes something else of the weight."""
+        return self.converted != self.landing
+
+    @property
+    def final_bytes(self) -> int:
+        """Bytes of its weight and companions after the recipe."""
+        return self.recipe.nbytes if self.recipe else self.nbytes
 
     @property
     def scheme(self) -> Scheme | None:
-        """The scheme, None for dense or undecided."""
+        """What the checkpoint has, None for dense or undecided."""
         return self.verdict.scheme
 
     def as_json(self) -> dict[str, Any]:
@@ -63,6 +104,10 @@ class PlannedModule:
         origin = str(self.verdict.origin) if self.verdict.origin else None
         if self.verdict.scheme is not None and self.verdict.scheme != self.landing:
             fields["stored"] = str(self.verdict.scheme)
+        elif self.changed:
+            fields["stored"] = "dense"
+        if self.recipe is not None:
+            fields["recipe"] = str(self.recipe.origin)
         if self.layout not in ("", "mlx"):
             fields["layout"] = self.layout
         return {**fields, "grade": self.grade, "source": self.verdict.source, "origin": origin}
@@ -94,9 +139,11 @@ class Totals:
     Attributes:
         tensors: Tensors in the checkpoint.
         loaded: Tensors that the model uses.
-        nbytes: Bytes of the loaded ones.
+        nbytes: Bytes of the loaded ones, after the recipe.
         weights: Weights in quantisable modules.
-        weight_bytes: Their bytes, companions included.
+        weight_bytes: Their bytes, companions included, after the recipe.
+        stored_bytes: As `nbytes`, in the checkpoint.
+        stored_weight_bytes: As `weight_bytes`, in the checkpoint.
         schemes: How many modules have each scheme, `dense` included.
         grades: How many modules have each grade.
     """
@@ -106,6 +153,8 @@ class Totals:
     nbytes: int
     weights: int
     weight_bytes: int
+    stored_bytes: int
+    stored_weight_bytes: int
     schemes: Mapping[str, int]
     grades: Mapping[str, int]
 
@@ -114,18 +163,28 @@ class Totals:
         """Mean bits of a weight in a quantisable module, scales and biases included."""
         return 8 * self.weight_bytes / self.weights if self.weights else None
 
+    @property
+    def stored_bits_per_weight(self) -> float | None:
+        """As `bits_per_weight`, in the checkpoint."""
+        return 8 * self.stored_weight_bytes / self.weights if self.weights else None
+
     def as_json(self) -> dict[str, Any]:
         """The contracted form."""
-        bits = self.bits_per_weight
         return {
             "tensors": self.tensors,
             "loaded_tensors": self.loaded,
             "bytes": self.nbytes,
+            "stored_bytes": self.stored_bytes,
             "weights": self.weights,
-            "bits_per_weight": round(bits, 4) if bits is not None else None,
+            "bits_per_weight": _rounded(self.bits_per_weight),
+            "stored_bits_per_weight": _rounded(self.stored_bits_per_weight),
             "schemes": dict(self.schemes),
             "grades": dict(self.grades),
         }
+
+
+def _rounded(bits: float | None) -> float | None:
+    return None if bits is None else round(bits, 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +208,7 @@ class Plan:
         ignored: Companions that say nothing about the weights, such as scales of activations.
         unverified: Why no architecture could be asked: the plan can be read, but not run.
         total_tensors: Tensors in the checkpoint.
-        nbytes: Bytes of the tensors that are loaded.
+        nbytes: Bytes of the tensors that are loaded, in the checkpoint.
     """
 
     name: str
@@ -187,10 +246,12 @@ class Plan:
         return Totals(
             tensors=self.total_tensors,
             loaded=self.total_tensors - len(self.unloaded) - len(self.ignored),
-            nbytes=self.nbytes,
+            nbytes=self.nbytes + sum(module.final_bytes - module.nbytes for module in modules),
             weights=sum(module.weights for module in modules),
-            weight_bytes=sum(module.nbytes for module in modules if module.weights),
-            schemes=dict(Counter(_scheme_name(module.verdict) for module in modules)),
+            weight_bytes=sum(module.final_bytes for module in modules if module.weights),
+            stored_bytes=self.nbytes,
+            stored_weight_bytes=sum(module.nbytes for module in modules if module.weights),
+            schemes=dict(Counter(_scheme_name(module) for module in modules)),
             grades=dict(Counter(module.grade for module in modules)),
         )
 
@@ -214,12 +275,13 @@ class Plan:
         }
 
 
-def _scheme_name(verdict: Verdict) -> str:
-    if verdict.problem:
+def _scheme_name(module: PlannedModule) -> str:
+    if module.verdict.problem:
         return "contradiction"
-    if verdict.open:
+    if module.verdict.open:
         return "undecided"
-    return str(verdict.scheme) if verdict.scheme else "dense"
+    scheme = module.landing if module.changed else module.scheme
+    return str(scheme) if scheme else "dense"
 
 
 def describe_loser(path: str, verdict: Verdict, judged: Judged) -> Diagnostic:

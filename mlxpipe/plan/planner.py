@@ -24,6 +24,7 @@ from mlxpipe.plan.matching import (
     match_claims,
 )
 from mlxpipe.plan.plan import Plan, PlannedModule, describe_loser
+from mlxpipe.plan.recipe import Applied, apply_recipe
 from mlxpipe.plan.survey import Subject, Survey, survey_architecture, survey_names
 from mlxpipe.quant.claims import ASYMMETRIC, Claim, Reach, Reading
 from mlxpipe.quant.dialects.fields import CACHE_PRECISION, CACHE_SCALE
@@ -69,9 +70,11 @@ def plan_checkpoint(
     survey, unverified = _survey(loaded, checkpoint, grouping.groups, architecture=architecture)
     reading = gather(loaded, checkpoint, survey.groups)
     names = {path: subject.names for path, subject in survey.subjects.items()}
-    matched = match_claims(reading.claims, Namespace(names, survey.index, renaming, survey.others))
+    namespace = Namespace(names, survey.index, renaming, survey.others)
+    matched = match_claims(reading.claims, namespace)
     modules = _judge_all(survey.subjects, matched, loaded)
-    plan = _assemble(loaded, checkpoint, survey, reading, matched, modules, grouping)
+    applied = apply_recipe(loaded, survey, namespace, modules)
+    plan = _assemble(loaded, checkpoint, survey, reading, matched, applied, grouping)
     return replace(plan, unverified=unverified, notes=(*_told(unverified), *plan.notes))
 
 
@@ -226,17 +229,18 @@ def _assemble(
     survey: Survey,
     reading: Reading,
     matched: Matched,
-    modules: Mapping[str, PlannedModule],
+    applied: Applied,
     grouping: Grouping,
 ) -> Plan:
-    rules = loaded.spec.quantization
+    rules, modules = loaded.spec.quantization, applied.modules
     conflicts = (*reading.conflicts, *_losers(modules, Fate.CONFLICT))
-    unmatched = _unmatched(loaded, survey, matched)
+    unmatched = (*_unmatched(loaded, survey, matched), *applied.unmatched)
     findings = [
         _with_scales(_excused(finding, survey, modules), survey) for finding in reading.findings
     ]
     problems = [
         *_problems(findings, survey, matched, modules),
+        *applied.problems,
         *(conflicts if rules.on_conflict == "error" else ()),
         *(unmatched if rules.on_unmatched == "error" else ()),
     ]
@@ -254,7 +258,7 @@ def _assemble(
         conflicts=() if rules.on_conflict == "ignore" else conflicts,
         stale=_losers(modules, Fate.STALE),
         unmatched=() if rules.on_unmatched == "ignore" else unmatched,
-        notes=_notes(findings, survey, matched, modules),
+        notes=(*_notes(findings, survey, matched, modules), *applied.notes),
         unloaded=unloaded,
         ignored=grouping.ignored,
         total_tensors=len(checkpoint.tensors),

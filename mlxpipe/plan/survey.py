@@ -86,6 +86,7 @@ class Survey:
         problems: What does not fit.
         notes: What was left over.
         unloaded: Tensors that nothing uses.
+        skeleton: The architecture, None without one.
     """
 
     architecture: str | None
@@ -97,6 +98,7 @@ class Survey:
     problems: tuple[Diagnostic, ...] = ()
     notes: tuple[Diagnostic, ...] = ()
     unloaded: tuple[str, ...] = ()
+    skeleton: Skeleton | None = None
 
 
 def survey_architecture(
@@ -140,6 +142,7 @@ def survey_architecture(
         (*_unknown_packings(placed), *binding.problems),
         binding.notes,
         tuple(name for each in binding.unloaded for name in _tensors(placed[homes[each]], each)),
+        skeleton,
     )
 
 

@@ -104,3 +104,20 @@ def complete(mode: str | None, bits: int | None, group_size: int | None) -> Sche
     if problem := scheme.problem():
         raise ValueError(problem)
     return scheme
+
+
+def packed_bytes(scheme: Scheme | None, weights: int, float_bytes: int) -> int:
+    """Bytes of `weights` weights and their companions, whole groups assumed.
+
+    Args:
+        scheme: How they are packed, with a group size of its own; None: dense.
+        weights: How many there are.
+        float_bytes: Bytes of a floating-point number: of a dense weight, or of a scale and an
+            offset where the mode has none of one byte.
+    """
+    if scheme is None:
+        return weights * float_bytes
+    mode = MODES[scheme.mode]
+    scale = 1 if mode.byte_scales else float_bytes
+    offset = float_bytes if mode.has_biases else 0
+    return weights * scheme.bits // 8 + weights // scheme.group_size * (scale + offset)

@@ -26,7 +26,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from mlxpipe.errors import Diagnostic, render_all
+from mlxpipe.errors import Diagnostic, Origin, render_all
 from mlxpipe.execution.expectations import Checked
 from mlxpipe.execution.record import RunRecord
 from mlxpipe.plan.explain import Explanation
@@ -103,14 +103,18 @@ def print_plan(
     head.append(f"  {plan.source}", style="default")
     head.append(f"  {plan.architecture or 'no architecture'}", style="cyan")
     console.print(head)
+    recipe = any(module.recipe for module in plan.modules.values())
+    becomes = f", {size(totals.nbytes)} after the recipe" if recipe else ""
     console.print(
-        f"{totals.tensors} tensors, {totals.loaded} loaded, {size(totals.nbytes)}", style="dim"
+        f"{totals.tensors} tensors, {totals.loaded} loaded, {size(totals.stored_bytes)}{becomes}",
+        style="dim",
     )
     console.print(Padding(_scheme_table(plan), (1, 0, 1, 2)))
     if every:
         console.print(Padding(_module_table(plan), (0, 0, 1, 2)))
-    bits = totals.bits_per_weight
+    bits, stored = totals.bits_per_weight, totals.stored_bits_per_weight
     line = [f"bits per weight {bits:.2f}"] if bits is not None else []
+    line += [f"stored {stored:.2f}"] if recipe and stored is not None else []
     line += [f"{name} {number}" for name, number in totals.grades.items()]
     line += [
         f"conflicts {len(plan.conflicts)}",
@@ -133,12 +137,12 @@ def _scheme_table(plan: Plan) -> Table:
     rows: dict[tuple[str, str], list[PlannedModule]] = defaultdict(list)
     for module in plan.modules.values():
         verdict = module.verdict
-        name = str(verdict.scheme) if verdict.scheme else "dense"
+        name = _scheme(module)
         if verdict.open:
             name = "undecided"
         if verdict.problem:
             name = "contradiction"
-        rows[(name, verdict.source)].append(module)
+        rows[(name, _decider(module))].append(module)
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("scheme")
     for title in ("modules", "weights", "size"):
@@ -151,11 +155,22 @@ def _scheme_table(plan: Plan) -> Table:
             Text(name, style="bold red" if name == "contradiction" else "bold"),
             str(len(modules)),
             count(weights) if weights else "–",
-            size(sum(module.nbytes for module in modules)),
+            size(sum(module.final_bytes for module in modules)),
             Text(source),
             Text(visible(modules[0].path), style="dim"),
         )
     return table
+
+
+def _scheme(module: PlannedModule) -> str:
+    """What a module is: after the recipe, with what it was where that differs."""
+    stored = str(module.scheme or "dense")
+    return f"{module.landing or 'dense'} ← {stored}" if module.changed else stored
+
+
+def _decider(module: PlannedModule) -> str:
+    """Who decided what it will be."""
+    return module.recipe.label if module.recipe and module.changed else module.verdict.source
 
 
 def _module_table(plan: Plan) -> Table:
@@ -166,11 +181,17 @@ def _module_table(plan: Plan) -> Table:
         table.add_row(
             Text(visible(module.path)),
             module.kind,
-            str(module.scheme or "dense"),
+            _scheme(module),
             module.grade,
-            Text(f"{module.verdict.source} {module.verdict.origin or ''}", style="dim"),
+            Text(f"{_decider(module)} {_place(module)}", style="dim"),
         )
     return table
+
+
+def _place(module: PlannedModule) -> Origin | str:
+    if module.recipe and module.changed:
+        return module.recipe.origin
+    return module.verdict.origin or ""
 
 
 def _families(names: Iterable[str]) -> str:
@@ -201,6 +222,7 @@ def print_explanation(console: Console, told: Explanation) -> None:
     console.print(title)
     if module is not None:
         _print_verdict(console, module)
+        _print_recipe(console, module)
         _print_claims(console, module)
         _section(console, "arithmetic", arithmetic(module.verdict.evidence))
     lines = [
@@ -230,7 +252,27 @@ def _print_verdict(console: Console, module: PlannedModule) -> None:
         line = Text(f"  {verdict.scheme or 'dense'}", "bold green")
         place = "" if verdict.origin else ", from the tensors' arithmetic"
         line.append(f"   decided by {verdict.source}{place}", "default")
-        line.append(f"   grade: {module.grade}", "dim")
+        line.append(f"   grade: {module.converted_grade}", "dim")
+    console.print(line, soft_wrap=True)
+
+
+def _print_recipe(console: Console, module: PlannedModule) -> None:
+    """The rule of `quantize`, what it makes of the module and what that costs."""
+    recipe = module.recipe
+    if recipe is None:
+        return
+    console.print(Text("\n  recipe", style="dim"))
+    line = Text("    ")
+    if module.changed:
+        line.append(f"{recipe.before or 'dense'} → {module.landing or 'dense'}", "bold green")
+        cost = "dequantised" if module.landing is None else "requantised"
+        cost = "quantised" if recipe.before is None else cost
+        change = f"{size(module.nbytes)} → {size(module.final_bytes)}"
+        line.append(f"   {cost}, {module.grade}, {change}", "default")
+    else:
+        line.append("stays as it is", "bold green")
+    line.append(f"   by {recipe.label}", "default")
+    line.append(visible(f"\n      at {recipe.origin}"), "dim")
     console.print(line, soft_wrap=True)
 
 

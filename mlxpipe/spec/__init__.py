@@ -21,6 +21,7 @@ from mlxpipe.spec.model import (
     Spec,
 )
 from mlxpipe.spec.positions import Document, Positions
+from mlxpipe.spec.quantize import PresetRule, QuantizeRule
 from mlxpipe.spec.reader import read_text, read_yaml
 from mlxpipe.spec.schema import json_schema
 from mlxpipe.spec.tasks import TASK_TYPES, GenerateTask, LogitsTask, PerplexityTask, Task
@@ -40,7 +41,9 @@ __all__ = [
     "Override",
     "PerplexityTask",
     "Positions",
+    "PresetRule",
     "Quantization",
+    "QuantizeRule",
     "RenameRule",
     "Run",
     "Source",

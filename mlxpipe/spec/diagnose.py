@@ -23,7 +23,7 @@ from mlxpipe.spec.values import Words
 
 # What later versions will bring. Until then it gets an answer better than "unknown".
 LATER_KEYS: dict[type[BaseModel], tuple[str, ...]] = {
-    Spec: ("extends", "vars", "quantize", "matrix"),
+    Spec: ("extends", "vars", "matrix"),
 }
 # A person reads no more, and a suggestion for each of 50 000 keys would take seconds.
 MAX_ERRORS = 100

@@ -25,6 +25,7 @@ from pydantic import (
 from mlxpipe.errors import did_you_mean
 from mlxpipe.spec.expect import Expectation, Expectations, check_against_tasks
 from mlxpipe.spec.problems import Problem, either, refusal
+from mlxpipe.spec.quantize import MATCH, Bits, GroupSize, Mode, Recipe, affine_by_default
 from mlxpipe.spec.tasks import Task, Tasks, name_tasks
 from mlxpipe.spec.values import (
     Globs,
@@ -47,7 +48,6 @@ from mlxpipe.spec.values import (
 BUILT_IN_SOURCES = ("spec", "config", "metadata", "sidecar", "shapes")
 
 Reaction = Literal["error", "warn", "ignore"]
-Mode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
 
 
 class Source(Section):
@@ -123,16 +123,12 @@ class Override(Section):
 
     exactly_one: ClassVar = (("mode", "bits", "group_size"), ("dense",))
 
-    match: ModulePattern = Field(
-        description="A glob over dotted module paths, or `re:` and a regular expression."
-    )
+    match: ModulePattern = Field(description=MATCH)
     mode: Mode | None = Field(
         None, description="The quantisation mode; affine where only bits or group_size are given."
     )
-    bits: Annotated[int, Field(ge=1, le=8)] | None = Field(
-        None, description="Bits per weight; default: the mode's."
-    )
-    group_size: Annotated[int, Field(ge=1, le=65536)] | None = Field(
+    bits: Bits | None = Field(None, description="Bits per weight; default: the mode's.")
+    group_size: GroupSize | None = Field(
         None, description="Weights per scale; default: the mode's."
     )
     dense: Annotated[Literal[True], only(bool)] | None = Field(
@@ -142,12 +138,7 @@ class Override(Section):
     @model_validator(mode="before")
     @classmethod
     def _affine_by_default(cls, data: Any) -> Any:
-        """MLX's rule: a record without a mode is affine; it never inherits one."""
-        if not isinstance(data, dict) or data.get("mode") is not None or "dense" in data:
-            return data
-        if data.get("bits") is None and data.get("group_size") is None:
-            return data
-        return {**data, "mode": "affine"}
+        return affine_by_default(data)
 
 
 def _check_source_name(name: str) -> str:
@@ -312,6 +303,13 @@ class Spec(Section):
     naming: Naming = Field(default_factory=Naming, description="How tensors are named.")
     quantization: Quantization = Field(
         default_factory=Quantization, description="Who says how tensors are quantised."
+    )
+    quantize: Recipe = Field(
+        (),
+        description=(
+            "A recipe applied while compiling, on dense or already quantised weights. A later rule "
+            "wins; modules that no rule matches stay as the checkpoint has them."
+        ),
     )
     model: Model = Field(default_factory=Model, description="How the model computes.")
     run: Run = Field(default_factory=Run, description="What holds for all tasks.")

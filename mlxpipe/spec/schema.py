@@ -6,13 +6,14 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
-from mlxpipe.spec import model, tasks
+from mlxpipe.spec import model, quantize, tasks
 from mlxpipe.spec.values import Section
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _SECTIONS: tuple[type[Section], ...] = (
     model.Source,
     model.Override,
+    quantize.QuantizeRule,
     tasks.GenerateTask,
     tasks.LogitsTask,
 )

@@ -59,7 +59,6 @@ REST = [
     ("colour: red", "unknown-key", 3, 1, "", "expected: version, name, source"),
     ("extends: base.yaml", "not-yet", 3, 1, "", "not in this version"),
     ("vars: {}", "not-yet", 3, 1, "", ""),
-    ("quantize: []", "not-yet", 3, 1, "", ""),
     ("matrix: {}", "not-yet", 3, 1, "", ""),
     ("outputs: {dir: 'runs/${x}'}", "not-yet", 3, 22, "outputs", "interpolation"),
     ("naming: {conventions: aut}", "unknown-value", 3, 23, "naming", "did you mean 'auto'?"),

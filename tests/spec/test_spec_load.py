@@ -194,7 +194,7 @@ def test_the_resolved_spec_in_the_spec_s_own_order() -> None:
     data = resolved(parse_spec(SHORT, "moe.yaml"))
     assert list(data) == [
         *("version", "name", "source", "naming", "quantization"),
-        *("model", "run", "tasks", "expect", "outputs"),
+        *("quantize", "model", "run", "tasks", "expect", "outputs"),
     ]
     assert data["name"] == "moe"
     assert data["source"] == {"path": "../models/qwen3.6-35b-a3b-nvfp4"}
