@@ -159,6 +159,8 @@ def _recorded(record: RunRecord) -> Iterator[None]:
         record.seconds = time.perf_counter() - started
         record.peak_memory_bytes = mx.get_peak_memory()
         for task in record.tasks:
+            if task.status == "running":  # Ctrl-C between its beginning and its work
+                task.status = "interrupted"
             if task.status == "pending" and record.exit_code != ExitCode.OK:
                 task.status = "skipped"
         record.save()
