@@ -114,9 +114,10 @@ def run(source: Source, reporter: Reporter | None = None) -> RunRecord:
         RunFailedError: a task failed; the record is on disk.
     """
     from mlxpipe.execution.executor import RunFailedError, execute
-    from mlxpipe.report.files import write_reports
+    from mlxpipe.report.files import check_reports, write_reports
 
     loaded = open_spec(source)
+    check_reports(loaded)
     try:
         record = execute(loaded, reporter)
     except RunFailedError as failure:

@@ -71,6 +71,16 @@ def _diff(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exit-code", action="store_true", help="end with 1 if they differ")
 
 
+def _report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", help="a run directory, or the summary of a matrix"
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", default="report.html", help="default: report.html"
+    )
+    parser.add_argument("--title", help="default: the name of the first run's spec")
+
+
 def _init(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="DIR|MODEL", help="a checkpoint directory, hub:ORG/NAME or ollama:NAME"
@@ -114,6 +124,13 @@ COMMANDS = (
         "say what differs between two specs, plans, locks or runs, module by module",
         "  mlxpipe diff before.yaml after.yaml\n  mlxpipe diff runs/spec/ONE runs/spec/OTHER",
         _diff,
+    ),
+    Command(
+        "report",
+        "write a page about runs: results, size against quality, schemes over depth, texts",
+        "  mlxpipe report runs/spec/20260101-120000-ab12\n"
+        "  mlxpipe report runs/spec/*/ -o report.html",
+        _report,
     ),
     Command(
         "init",

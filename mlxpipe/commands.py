@@ -6,6 +6,7 @@ import gc
 import json
 import sys
 from argparse import Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxpipe import api
@@ -181,6 +182,17 @@ def show(options: Namespace) -> int:
         _print_json(resolved(loaded))
     else:
         print(resolved_yaml(loaded), end="")
+    return int(ExitCode.OK)
+
+
+def report(options: Namespace) -> int:
+    """`mlxpipe report`."""
+    from mlxpipe.report.page import open_runs, write_page
+
+    views = open_runs(options.runs)
+    path = Path(options.output)
+    write_page(views, path, options.title or "")
+    print(f"wrote {path}: {len(views)} run{'s' if len(views) > 1 else ''}", file=sys.stderr)
     return int(ExitCode.OK)
 
 

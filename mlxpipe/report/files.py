@@ -15,11 +15,30 @@ def _json(record: RunRecord) -> str:
     return json.dumps(record.as_json(), indent=2, ensure_ascii=False) + "\n"
 
 
+def _html(record: RunRecord) -> str:
+    from mlxpipe.report.page import open_runs, render_page
+
+    return render_page(open_runs([record.folder]))
+
+
 #: A report that `outputs.reports` may name -> (file, what writes it).
 REPORTS: Mapping[str, tuple[str, Callable[[RunRecord], str]]] = {
     "json": ("report.json", _json),
     "junit": ("junit.xml", lambda record: junit([record])),
+    "html": ("report.html", _html),
 }
+
+
+def check_reports(loaded: LoadedSpec) -> None:
+    """Refuse, before anything runs, a report that could not be written afterwards.
+
+    Raises:
+        UsageError: `missing-extra`.
+    """
+    if "html" in loaded.spec.outputs.reports:
+        from mlxpipe.report.page import require_libraries
+
+        require_libraries()
 
 
 def write_reports(loaded: LoadedSpec, record: RunRecord) -> dict[str, Path]:
