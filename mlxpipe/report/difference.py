@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,17 @@ LOCK = ".lock.yaml"
 #: What of a run's record is a setting; the rest is when, where and how long.
 SETTINGS_OF_A_RUN = ("seed", "numerics", "versions", "platform")
 
-#: Stands for what one side does not have.
-ABSENT = "-"
+
+class Absent(Enum):
+    """What one side does not have."""
+
+    ABSENT = "-"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+ABSENT = Absent.ABSENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +96,7 @@ def compare(one: Side, other: Side) -> Difference:
     """What changes from one side to the other."""
     moved: dict[tuple[str, str], list[str]] = {}
     for change in _changes(one.modules, other.modules):
-        moved.setdefault((change.before, change.after), []).append(change.name)
+        moved.setdefault((str(change.before), str(change.after)), []).append(change.name)
     return Difference(
         tuple(_changes(one.settings, other.settings)),
         {key: tuple(paths) for key, paths in moved.items()},
@@ -192,9 +202,11 @@ def _changes(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Chang
     for name in dict.fromkeys([*one, *other]):
         before, after = one.get(name, ABSENT), other.get(name, ABSENT)
         # Compared as JSON, which tells 1 from 1.0 and from true.
-        if json.dumps(before) != json.dumps(after):
+        if ABSENT in (before, after) or json.dumps(before) != json.dumps(after):
             yield Change(name, before, after)
 
 
 def _row(change: Change) -> dict[str, Any]:
-    return {"name": change.name, "before": change.before, "after": change.after}
+    """A change as JSON; the side that lacks the name has no key."""
+    sides = {"before": change.before, "after": change.after}
+    return {"name": change.name, **{key: v for key, v in sides.items() if v is not ABSENT}}

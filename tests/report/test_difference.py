@@ -40,11 +40,16 @@ def test_the_other_way_round_is_the_same_turned_round(one, other):
         assert set(back.modules[(after, before)]) == set(paths)
 
 
+def test_a_value_that_looks_like_nothing_is_a_value():
+    found = compare(Side("spec", "a", settings={}), Side("spec", "b", settings={"x": "-"}))
+    assert found.as_json()["settings"] == [{"name": "x", "after": "-"}]
+
+
 @given(tables, tables)
 def test_the_changes_lead_from_one_to_the_other(one, other):
     found = compare(Side("spec", "a", settings=one), Side("spec", "b", settings=other)).settings
     changed = {**one, **{each.name: each.after for each in found}}
-    gone = {each.name for each in found if each.after == ABSENT and each.name not in other}
+    gone = {each.name for each in found if each.after is ABSENT}
     assert {name: json.dumps(value) for name, value in changed.items() if name not in gone} == {
         name: json.dumps(value) for name, value in other.items()
     }
