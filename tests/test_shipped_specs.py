@@ -6,7 +6,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from mlxpipe.spec import json_schema, load_spec
+from mlxpipe.spec import json_schema, load_spec, load_specs, read_yaml, resolved
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,10 +36,10 @@ def test_there_are_specs() -> None:
 
 @pytest.mark.parametrize("path", spec_paths(), ids=spec_id)
 def test_spec_loads_and_fits_the_schema(path: Path) -> None:
-    loaded = load_spec(ROOT / path)
-
-    jsonschema.validate(loaded.document.data, json_schema())
-    assert loaded.spec.tasks, "a shipped spec does something"
+    jsonschema.validate(read_yaml(ROOT / path).data, json_schema())
+    for loaded in load_specs(ROOT / path):
+        jsonschema.validate(resolved(loaded), json_schema())
+        assert loaded.spec.tasks, "a shipped spec does something"
 
 
 @pytest.mark.parametrize("path", spec_paths(), ids=spec_id)

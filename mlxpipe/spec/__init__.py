@@ -1,12 +1,13 @@
 """The spec: strict YAML in, frozen and validated values out.
 
-Read in this order: `model` (what a spec can say), `reader` (strict YAML with positions), `diagnose`
-(errors at a line and column), `load` (from a file to a `LoadedSpec`).
+Read in this order: `model` (what a spec can say), `reader` (strict YAML with positions), `compose`
+(extends, vars, settings, matrix), `diagnose` (errors at a line and column), `load` (from a file to
+a `LoadedSpec`).
 """
 
 from mlxpipe.spec.dump import resolved, resolved_yaml
 from mlxpipe.spec.expect import Expectation
-from mlxpipe.spec.load import LoadedSpec, load_spec, parse_spec, spec_for_source
+from mlxpipe.spec.load import LoadedSpec, load_spec, load_specs, parse_spec, spec_for_source
 from mlxpipe.spec.model import (
     BUILT_IN_SOURCES,
     FileSource,
@@ -51,6 +52,7 @@ __all__ = [
     "Task",
     "json_schema",
     "load_spec",
+    "load_specs",
     "parse_spec",
     "read_text",
     "read_yaml",

@@ -8,23 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, Tag, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, ValidationError
 
 from mlxpipe.errors import Diagnostic, Origin, did_you_mean
+from mlxpipe.spec.kinds import arm, child, is_model, is_union, key_type, unwrap
 from mlxpipe.spec.model import Quantization, Spec, split_offsets
 from mlxpipe.spec.positions import Document, Path
 from mlxpipe.spec.problems import PROBLEM_TYPE, Problem, either, spell
 from mlxpipe.spec.tasks import TASK_TYPES
-from mlxpipe.spec.values import Words
+from mlxpipe.spec.tree import COMPOSING_KEYS
 
-# What later versions will bring. Until then it gets an answer better than "unknown".
-LATER_KEYS: dict[type[BaseModel], tuple[str, ...]] = {
-    Spec: ("extends", "vars", "matrix"),
-}
 # A person reads no more, and a suggestion for each of 50 000 keys would take seconds.
 MAX_ERRORS = 100
 LATER_TASKS = ("export", "compare", "benchmark", "evaluate")
@@ -109,73 +104,22 @@ def describe(value: object) -> str:
             return "a list"
 
 
-def _unwrap(kind: Any) -> tuple[Any, str]:
-    """The type inside Annotated and Optional, and its words (the outermost win)."""
-    words = ""
-    while True:
-        if isinstance(kind, FieldInfo):
-            metadata, kind = kind.metadata, kind.annotation
-        elif get_origin(kind) is Annotated:
-            kind, *metadata = get_args(kind)
-        elif _is_union(kind) and type(None) in get_args(kind):
-            rest = [arm for arm in get_args(kind) if arm is not type(None)]
-            kind, metadata = Union[tuple(rest)], []  # noqa: UP007
-        else:
-            return kind, words
-        own = [item.text for item in metadata if isinstance(item, Words)]
-        words = words or (own[-1] if own else "")
-
-
-def _is_union(kind: Any) -> bool:
-    return get_origin(kind) in (Union, UnionType)
-
-
-def _arm(union: Any, tag: Any) -> Any:
-    """The arm of a tagged union."""
-    for arm in get_args(union):
-        tags = [item.tag for item in get_args(arm)[1:] if isinstance(item, Tag)]
-        core, _ = _unwrap(arm)
-        if not tags and _is_model(core):
-            tags = list(get_args(core.model_fields["type"].annotation))
-        if tag in tags:
-            return arm
-    return None
-
-
-def _is_model(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
-
-
-def _key_type(kind: Any) -> Any:
-    return get_args(kind)[0] if get_origin(kind) is dict else None
-
-
-def _child(kind: Any, part: Any) -> Any:
-    """The type of a key's or an index's value, None where the model knows none."""
-    if _is_model(kind):
-        return kind.model_fields.get(part)
-    arguments = get_args(kind)
-    if get_origin(kind) is tuple:
-        return arguments[0]
-    return arguments[1] if get_origin(kind) is dict else None
-
-
 def _locate(error: Any, document: Document) -> _Case:
     path: list[str | int] = []
-    kind, words = _unwrap(Spec)
+    kind, words = unwrap(Spec)
     owner: type[BaseModel] = Spec
     data: Any = document.data
     parent: Any = None
     for part in error["loc"]:
         if part == _KEY:
-            kind, words = _unwrap(parent)
-        elif _is_union(kind):
-            kind, inner = _unwrap(_arm(kind, part))
+            kind, words = unwrap(parent)
+        elif is_union(kind):
+            kind, inner = unwrap(arm(kind, part))
             words = words or inner
         else:
-            owner = kind if _is_model(kind) else owner
-            parent = _key_type(kind)
-            kind, words = _unwrap(_child(kind, part))
+            owner = kind if is_model(kind) else owner
+            parent = key_type(kind)
+            kind, words = unwrap(child(kind, part))
             # A text that stands for a list of one has no items in the document.
             if isinstance(data, (dict, list)):
                 path.append(part)
@@ -185,9 +129,7 @@ def _locate(error: Any, document: Document) -> _Case:
 
 def _unknown_key(case: _Case) -> list[Diagnostic]:
     key, origin = str(case.path[-1]), case.origin(key=True)
-    if key in LATER_KEYS.get(case.owner, ()):
-        return [Diagnostic("not-yet", f"{key!r} is not in this version", origin, help=_LATER)]
-    known = list(case.owner.model_fields)
+    known = [*case.owner.model_fields, *(COMPOSING_KEYS if case.owner is Spec else ())]
     label = did_you_mean(key, known)
     expected = "" if label else either(known)
     return [Diagnostic("unknown-key", f"unknown key {key!r}", origin, label, expected=expected)]
@@ -230,7 +172,7 @@ def _type_hints(case: _Case) -> tuple[str, str]:
             return f"did you mean {spell(meant)}?", advice
         if int in wants and value.isdecimal():
             return "", "write it without quotes"
-        if get_origin(case.kind) is tuple and _unwrap(get_args(case.kind)[0])[0] is str:
+        if get_origin(case.kind) is tuple and unwrap(get_args(case.kind)[0])[0] is str:
             return "", "put it in brackets: [...]"
     elif isinstance(value, (bool, int, float)) and str in wants and not choices:
         return "", "put it in quotes"

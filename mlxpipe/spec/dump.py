@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from mlxpipe.spec.interpolation import escape
 from mlxpipe.spec.scalars import CORE_SCHEMA
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def resolved(loaded: LoadedSpec) -> dict[str, Any]:
     Keys that say nothing are left out: those whose default depends on something outside the spec
     (the tokenizer, the text's length) or on another key that is shown.
     """
-    data: dict[str, Any] = _plain(loaded.spec.model_dump(mode="python", exclude_none=True))
+    data: dict[str, Any] = _written(loaded.spec.model_dump(mode="python", exclude_none=True))
     data["quantization"]["precedence"] = " > ".join(loaded.spec.quantization.precedence)
     return {"version": data.pop("version"), "name": loaded.name} | data
 
@@ -39,12 +40,13 @@ def resolved_yaml(loaded: LoadedSpec) -> str:
     )
 
 
-def _plain(value: Any) -> Any:
+def _written(value: Any) -> Any:
+    """Values as a spec writes them: `${` escaped, so that texts mean themselves."""
+    if isinstance(value, str):
+        return escape(value)
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
+        return {key: _written(item) for key, item in value.items()}
+    return [_written(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 class _CoreDumper(yaml.SafeDumper):
@@ -56,7 +58,8 @@ class _CoreDumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = '"' if _ESCAPED.search(text) else None
+    # On one line even where the text has several, so that a comment can follow any value.
+    style = '"' if "\n" in text or _ESCAPED.search(text) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

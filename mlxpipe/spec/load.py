@@ -5,18 +5,25 @@ from __future__ import annotations
 import copy
 import re
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from mlxpipe.errors import Diagnostic, Origin, UsageError
+from mlxpipe.spec.compose import Composed, compose
 from mlxpipe.spec.dump import resolved_yaml
+from mlxpipe.spec.interpolation import escape
+from mlxpipe.spec.matrix import require_one, some
 from mlxpipe.spec.model import Spec
 from mlxpipe.spec.positions import Document, Positions
 from mlxpipe.spec.reader import read_yaml
+from mlxpipe.spec.settings import Setting, as_settings
 
-_INTERPOLATION = "${"
+#: Values by dotted path, or settings as `parse_setting` makes them.
+Settings = Mapping[str, Any] | Iterable[Setting] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +34,17 @@ class LoadedSpec:
         spec: The spec, defaults filled in.
         path: The spec file as given; relative paths start from its directory.
         text: The spec as written.
-        document: The plain data and its positions.
+        document: The plain data and its positions, composed: without `extends`, `vars`, `matrix`.
+        label: Which combination of a matrix this is, fit for a directory's name; else "".
+        matrix: Axis of the matrix -> what this combination has there.
     """
 
     spec: Spec
     path: Path
     text: str = field(repr=False)
     document: Document = field(repr=False)
+    label: str = ""
+    matrix: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -59,32 +70,59 @@ class LoadedSpec:
             raise UsageError("no-home-directory", message, help="write the path out") from None
 
 
-def load_spec(path: Path | str) -> LoadedSpec:
-    """Reads and validates a spec file.
+def load_spec(path: Path | str, *, set: Settings = None, only: Iterable[str] = ()) -> LoadedSpec:
+    """Reads, composes and validates a spec file.
+
+    Args:
+        path: The file.
+        set: Values by dotted path, such as `{"model.dtype": "float32"}`; they win over the file.
+        only: For a spec with a `matrix`: what chooses one combination, a label (or a glob of
+            labels) or `axis=value`.
 
     Raises:
-        UsageError: The file cannot be read, is not strict YAML, or is not a valid spec; every
-            error of the last kind is reported, at its line and column.
+        UsageError: The file cannot be read, is not strict YAML, is not a valid spec, or is a
+            matrix of which more than one combination is chosen; every error of a spec is
+            reported, at its file, line and column.
+    """
+    return _one(load_specs(path, set=set, only=only))
+
+
+def load_specs(
+    path: Path | str, *, set: Settings = None, only: Iterable[str] = (), shard: str | None = None
+) -> tuple[LoadedSpec, ...]:
+    """Every spec that a file stands for: its matrix's combinations in order, or the one spec.
+
+    Args:
+        path: The file.
+        set: As for `load_spec`.
+        only: Globs of labels and `axis=value`; default: all combinations.
+        shard: `i/n`: part i of n of those, 1-based.
+
+    Raises:
+        UsageError: as `load_spec`.
     """
     path = Path(path)
-    return _loaded(read_yaml(path), path)
+    return _loaded(read_yaml(path), path, set, only, shard)
 
 
-def parse_spec(text: str, name: str = "<string>", directory: Path = Path()) -> LoadedSpec:
+def parse_spec(
+    text: str, name: str = "<string>", directory: Path = Path(), *, set: Settings = None
+) -> LoadedSpec:
     """Validates a spec given as text.
 
     Args:
         text: The YAML.
         name: What to call it in messages.
         directory: Where its relative paths start.
+        set: As for `load_spec`.
 
     Raises:
         UsageError: As `load_spec`.
     """
-    return _loaded(read_yaml(text, name), Path(directory) / Path(name).name)
+    return _one(_loaded(read_yaml(text, name), Path(directory) / Path(name).name, set))
 
 
-def spec_for_source(source: Path | str) -> LoadedSpec:
+def spec_for_source(source: Path | str, *, set: Settings = None) -> LoadedSpec:
     """A minimal spec for a bare checkpoint directory.
 
     It is made from values rather than from YAML, so any directory name will do. Its relative
@@ -93,9 +131,9 @@ def spec_for_source(source: Path | str) -> LoadedSpec:
     path = Path(source)
     written = f"./{path}" if str(path).startswith("~") and path.exists() else str(path)
     name = as_name(path.name if path.name not in ("", "..") else path.resolve().name)
-    data = {"version": 1, "name": name, "source": {"path": written}}
+    data = {"version": 1, "name": name, "source": {"path": escape(written)}}
     document = Document(data, Positions(str(path)))
-    loaded = LoadedSpec(_validated(document), Path(f"{name}.yaml"), "", document)
+    loaded = _one(_loaded(document, Path(f"{name}.yaml"), set))
     return replace(loaded, text=resolved_yaml(loaded))
 
 
@@ -111,7 +149,10 @@ def override(loaded: LoadedSpec, path: tuple[str, ...], value: object) -> Loaded
         place = place.setdefault(key, {})
     place[path[-1]] = value
     document = replace(loaded.document, data=data)
-    return replace(loaded, spec=_validated(document, interpolations=False), document=document)
+    spec, found = _validated(document)
+    if spec is None:
+        raise UsageError.several(found)
+    return replace(loaded, spec=spec, document=document)
 
 
 def as_name(text: str) -> str:
@@ -120,37 +161,72 @@ def as_name(text: str) -> str:
     return name[:128] or "spec"
 
 
-def _loaded(document: Document, path: Path) -> LoadedSpec:
-    return LoadedSpec(_validated(document), path, document.text, document)
+def _one(specs: Sequence[LoadedSpec]) -> LoadedSpec:
+    if len(specs) > 1:
+        raise require_one([each.label for each in specs])
+    return specs[0]
 
 
-def _validated(document: Document, *, interpolations: bool = True) -> Spec:
-    found = _interpolations(document) if interpolations else []
-    spec = None
+def _loaded(
+    document: Document,
+    path: Path,
+    given: Settings = None,
+    only: Iterable[str] = (),
+    part: str | None = None,
+) -> tuple[LoadedSpec, ...]:
+    specs: list[LoadedSpec] = []
+    wrong: dict[str, list[Diagnostic]] = {}
+    for composed in compose(document, path, as_settings(given), only, part):
+        label, values = composed.combination.label, composed.combination.values
+        spec, found = _checked(composed)
+        if spec is None or found:
+            wrong[label] = found
+        else:
+            specs.append(LoadedSpec(spec, path, document.text, composed.document, label, values))
+    if wrong:
+        raise UsageError.several(_gathered(wrong, len(specs) + len(wrong)))
+    return tuple(specs)
+
+
+def _checked(composed: Composed) -> tuple[Spec | None, list[Diagnostic]]:
+    spec, invalid = _validated(composed.document)
+    found = [each for each in invalid if _start(each) not in composed.failed]
+    main = composed.document.positions.file
+    return spec, sorted((*composed.found, *found), key=lambda item: _place(item, main))
+
+
+def _gathered(wrong: dict[str, list[Diagnostic]], number: int) -> list[Diagnostic]:
+    """The findings of all combinations, each once, with the combinations where not all have it."""
+    where: dict[Diagnostic, list[str]] = {}
+    for label, found in wrong.items():
+        for item in found:
+            where.setdefault(item, []).append(label)
+    return [
+        item
+        if len(labels) == number
+        else replace(item, notes=(*item.notes, f"in combination {some(labels)}"))
+        for item, labels in where.items()
+    ]
+
+
+def _validated(document: Document) -> tuple[Spec | None, list[Diagnostic]]:
     try:
-        spec = Spec.model_validate(document.data)
+        return Spec.model_validate(document.data), []
     except ValidationError as error:
         # Imported here: only a wrong spec needs it.
         from mlxpipe.spec.diagnose import diagnose
 
-        found += diagnose(error, document)
-    if spec is None or found:
-        raise UsageError.several(sorted(found, key=_place)) from None
-    return spec
+        return None, diagnose(error, document)
 
 
-def _place(item: Diagnostic) -> tuple[int, int]:
+def _start(item: Diagnostic) -> tuple[str, int | None, int | None] | None:
     origin = item.origin
-    return (origin.line or 0, origin.column or 0) if origin else (sys.maxsize, 0)
+    return (origin.file, origin.line, origin.column) if origin else None
 
 
-def _interpolations(document: Document) -> list[Diagnostic]:
-    """Refuses `${...}`, which a later version will replace: read as text it would change then."""
-    found = []
-    for path in document.positions.places:
-        value = document.value(path)
-        if isinstance(value, str) and (start := value.find(_INTERPOLATION)) >= 0:
-            origin = document.positions.within(path, value, start, len(_INTERPOLATION))
-            message = "interpolation with ${...} is not in this version"
-            found.append(Diagnostic("not-yet", message, origin, help="write the value out"))
-    return found
+def _place(item: Diagnostic, main: str) -> tuple[bool, str, int, int]:
+    """The spec's own findings come first, each file's in the order of its text."""
+    origin = item.origin
+    if origin is None:
+        return (True, "\U0010ffff", sys.maxsize, 0)
+    return (origin.file != main, origin.file, origin.line or 0, origin.column or 0)

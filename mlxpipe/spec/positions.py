@@ -24,16 +24,68 @@ class Mark(NamedTuple):
     width: int = 1
 
 
+class TextFile(NamedTuple):
+    """A text that values stand in: a file as the user knows it, or an option of a command.
+
+    Attributes:
+        name: What to call it.
+        lines: Its lines; empty where there is nothing to show.
+    """
+
+    name: str
+    lines: tuple[str, ...] = ()
+
+    def at(self, mark: Mark, context: str = "") -> Origin:
+        """The origin of a mark, with its line as an excerpt fit for a terminal."""
+        if not self.lines:
+            return Origin(self.name, context=context)
+        line = self.lines[mark.line - 1] if mark.line <= len(self.lines) else ""
+        line = line if len(line) <= _MAX_EXCERPT else ""
+        return Origin(
+            self.name,
+            mark.line,
+            mark.column,
+            context=context,
+            text=_UNPRINTABLE.sub("\ufffd", line.replace("\t", " ")),
+            width=mark.width,
+        )
+
+
 class Place(NamedTuple):
-    """Where a value stands, and its key where it has one."""
+    """Where a value stands.
+
+    Attributes:
+        value: The value's mark.
+        key: Its key's, where it has one.
+        file: What both are marks in; None for the document's own text.
+        via: What else the value came through, such as `matrix` or `vars.tag`.
+    """
 
     value: Mark
     key: Mark | None = None
+    file: TextFile | None = None
+    via: tuple[str, ...] = ()
 
 
 def split_lines(text: str) -> tuple[str, ...]:
     """The lines of `text` as YAML counts them (`str.splitlines` also breaks at form feeds)."""
     return tuple(_LINE_BREAK.split(text))
+
+
+def part_of(file: TextFile, mark: Mark, value: str, start: int, width: int) -> Mark:
+    """The mark of a part of a text value, or the value's own where escapes hide the part.
+
+    Args:
+        file: What the value stands in.
+        mark: Where the value stands.
+        value: The text as read.
+        start: 0-based offset of the part in `value`.
+        width: Length of the part.
+    """
+    if not file.lines:
+        return mark
+    found = file.lines[mark.line - 1].find(value, mark.column - 1, mark.column - 1 + mark.width)
+    return mark if found < 0 else Mark(mark.line, found + start + 1, max(1, width))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +113,8 @@ class Positions:
         place = self._nearest(path)
         if place is None:
             return Origin(self.file, context=context)
-        return self.at(place.key if key and place.key else place.value, context)
+        mark = place.key if key and place.key else place.value
+        return self._file(place).at(mark, context)
 
     def within(self, path: Path, value: str, start: int, width: int) -> Origin:
         """Where a part of a text value is, or the whole value where escapes hide the part.
@@ -72,28 +125,19 @@ class Positions:
             start: 0-based offset of the part in `value`.
             width: Length of the part.
         """
+        context = ".".join(map(str, path[:-1]))
         place = self.places.get(path)
         if place is None:
             return self.origin(path)
-        mark, line = place.value, self.lines[place.value.line - 1]
-        found = line.find(value, mark.column - 1, mark.column - 1 + mark.width)
-        if found < 0:
-            return self.origin(path)
-        part = Mark(mark.line, found + start + 1, max(1, width))
-        return self.at(part, ".".join(map(str, path[:-1])))
+        file = self._file(place)
+        return file.at(part_of(file, place.value, value, start, width), context)
 
     def at(self, mark: Mark, context: str = "") -> Origin:
-        """The origin of a mark, with its line as an excerpt fit for a terminal."""
-        line = self.lines[mark.line - 1] if mark.line <= len(self.lines) else ""
-        line = line if len(line) <= _MAX_EXCERPT else ""
-        return Origin(
-            self.file,
-            mark.line,
-            mark.column,
-            context=context,
-            text=_UNPRINTABLE.sub("\ufffd", line.replace("\t", " ")),
-            width=mark.width,
-        )
+        """The origin of a mark in the document's own text."""
+        return TextFile(self.file, self.lines).at(mark, context)
+
+    def _file(self, place: Place) -> TextFile:
+        return place.file or TextFile(self.file, self.lines)
 
     def _nearest(self, path: Path) -> Place | None:
         for length in range(len(path), -1, -1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
@@ -18,6 +19,28 @@ _SECTIONS: tuple[type[Section], ...] = (
     tasks.LogitsTask,
 )
 
+_INTERPOLATED = {"type": "string", "pattern": r"\$\{"}
+_BUNDLES = {"type": "object", "minProperties": 1}
+_COMPOSING: dict[str, Any] = {
+    "extends": {
+        "description": "A spec, or a list of specs, under this one: mappings merge deeply, lists "
+        "replace, the later wins. Relative to this file.",
+        "anyOf": [
+            {"type": "string", "minLength": 1},
+            {"type": "array", "items": {"type": "string", "minLength": 1}},
+        ],
+    },
+    "vars": {"description": "Values for ${vars.NAME}.", "type": ["object", "null"]},
+    "matrix": {
+        "description": "Axes: a dotted path with a list of values, or with values by label; or a "
+        "name with, by label, mappings of dotted paths to values. Every combination is a run.",
+        "type": ["object", "null"],
+        "additionalProperties": {"anyOf": [{"type": ["array", "null"], "minItems": 1}, _BUNDLES]},
+    },
+}
+#: Values that are told apart by them, or that no variable has a say in.
+_FIXED = {"type", "version"}
+
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of the spec.
@@ -30,8 +53,13 @@ def json_schema() -> dict[str, Any]:
         schema["$defs"][section.__name__] |= _groups(section)
     for definition in schema["$defs"].values():
         del definition["title"]  # the name of our class
+    schema = _interpolable(_tidy(schema))
+    schema["properties"].update(_COMPOSING)
+    # What an extended file says need not be said again, and it need not be a whole spec itself.
+    schema["required"] = []
+    schema["anyOf"] = [{"required": ["version"]}, {"required": ["extends"]}]
     title = "A spec of mlxpipe"
-    return {"$schema": _DIALECT, **_tidy(schema), "title": title}
+    return {"$schema": _DIALECT, **schema, "title": title}
 
 
 class _Generator(GenerateJsonSchema):
@@ -63,6 +91,33 @@ def _any_given(group: tuple[str, ...]) -> dict[str, Any]:
 def _given(key: str) -> dict[str, Any]:
     """The key is there and not null: null is what leaving it out means."""
     return {"required": [key], "properties": {key: {"not": {"type": "null"}}}}
+
+
+def _interpolable(schema: Any) -> Any:
+    """The schema with `${…}` in place of any value that it would not take as a text."""
+    if isinstance(schema, list):
+        return [_interpolable(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: _interpolable(value) for key, value in schema.items()}
+    if found.get("type") == "object":
+        properties = found.get("properties", {}).items()
+        found["properties"] = {
+            key: value if key in _FIXED else _or_interpolated(value) for key, value in properties
+        }
+    for key in ("items", "additionalProperties"):
+        if isinstance(found.get(key), dict):
+            found[key] = _or_interpolated(found[key])
+    return found
+
+
+def _or_interpolated(schema: dict[str, Any]) -> dict[str, Any]:
+    if schema.get("type") == "string" and re.search(schema.get("pattern", ""), "${vars.x}"):
+        return schema
+    kept: dict[str, Any] = {key: schema[key] for key in ("description", "default") if key in schema}
+    rest = {key: value for key, value in schema.items() if key not in kept}
+    arms = rest["anyOf"] if rest.keys() == {"anyOf"} else [rest]
+    return {"anyOf": [*arms, _INTERPOLATED], **kept}
 
 
 def _tidy(schema: Any) -> Any:

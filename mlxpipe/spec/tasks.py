@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from itertools import count
 from typing import Annotated, ClassVar, Literal
 
@@ -155,3 +155,17 @@ def name_tasks(tasks: tuple[Task, ...]) -> tuple[Task, ...]:
 def _default_ids(kind: str, taken: Container[str]) -> Iterator[str]:
     names = (kind if number == 1 else f"{kind}-{number}" for number in count(1))
     return (name for name in names if name not in taken)
+
+
+def default_ids(tasks: Sequence[tuple[object, object]]) -> list[str]:
+    """The ids that tasks will have, from the (id, type) that each one says, valid or not."""
+    taken = {given.casefold(): 0 for given, _ in tasks if isinstance(given, str)}
+    free = {kind: _default_ids(kind, taken) for kind in TASK_TYPES}
+    return [
+        given
+        if isinstance(given, str)
+        else next(free[kind])
+        if isinstance(kind, str) and kind in free
+        else ""
+        for given, kind in tasks
+    ]

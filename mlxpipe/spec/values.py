@@ -33,6 +33,10 @@ class Words(NamedTuple):
     text: str
 
 
+class RelativePath(NamedTuple):
+    """Marks a type whose values are paths, relative to the file that writes them."""
+
+
 class Section(BaseModel):
     """A mapping of the spec: frozen, no unknown keys, no coercion.
 
@@ -154,7 +158,9 @@ Identifier = Annotated[
     Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128),
     Words("a name of letters, digits and '_'"),
 ]
-PathText = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$"), Words("a path")]
+PathText = Annotated[
+    str, Field(min_length=1, pattern=r"^[^\x00]+$"), Words("a path"), RelativePath()
+]
 HubName = Annotated[
     str,
     Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$"),

@@ -57,10 +57,10 @@ REST = [
     ("name: ..", "bad-name", 3, 7, "", "letters"),
     ("taks: []", "unknown-key", 3, 1, "", "did you mean 'tasks'?"),
     ("colour: red", "unknown-key", 3, 1, "", "expected: version, name, source"),
-    ("extends: base.yaml", "not-yet", 3, 1, "", "not in this version"),
-    ("vars: {}", "not-yet", 3, 1, "", ""),
-    ("matrix: {}", "not-yet", 3, 1, "", ""),
-    ("outputs: {dir: 'runs/${x}'}", "not-yet", 3, 22, "outputs", "interpolation"),
+    ("extends: base.yaml", "file-not-found", 3, 10, "extends", "there is no file base.yaml"),
+    ("vars: [x]", "wrong-type", 3, 7, "", "expected: a mapping"),
+    ("matrix: {}", "wrong-type", 3, 9, "", "expected: a mapping"),
+    ("outputs: {dir: 'runs/${x}'}", "bad-interpolation", 3, 22, "outputs", "${vars.NAME}"),
     ("naming: {conventions: aut}", "unknown-value", 3, 23, "naming", "did you mean 'auto'?"),
     ("naming: {conventions: 5}", "wrong-type", 3, 23, "naming", "auto, or a list"),
     ("naming: {conventions: [mlx, 5]}", "wrong-type", 3, 29, "naming.conventions", "item 2"),
@@ -215,8 +215,7 @@ def test_all_errors_are_reported_in_the_order_of_the_text() -> None:
         ("out-of-range", 4),
         ("unknown-task", 6),
         ("wrong-type", 7),
-        ("bad-name", 8),
-        ("not-yet", 8),
+        ("bad-interpolation", 8),
     ]
 
 
