@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 from mlxpipe._version import __version__
 
 if TYPE_CHECKING:
-    from mlxpipe.api import explain, load, make_plan, open_spec, run
+    from mlxpipe.api import (
+        explain,
+        load,
+        make_plan,
+        open_spec,
+        open_specs,
+        run,
+        run_matrix,
+    )
     from mlxpipe.checkpoint.source import open_source
     from mlxpipe.errors import (
         ExecutionError,
@@ -26,18 +34,21 @@ if TYPE_CHECKING:
         UsageError,
     )
     from mlxpipe.plan.plan import Plan
-    from mlxpipe.spec import json_schema, load_spec, parse_spec
+    from mlxpipe.spec import json_schema, load_spec, load_specs, parse_spec
 
 #: Public name -> the module that has it.
 _HOMES = {
-    **dict.fromkeys(("explain", "load", "make_plan", "open_spec", "run"), "mlxpipe.api"),
+    **dict.fromkeys(
+        ("explain", "load", "make_plan", "open_spec", "open_specs", "run", "run_matrix"),
+        "mlxpipe.api",
+    ),
     "open_source": "mlxpipe.checkpoint.source",
     **dict.fromkeys(
         ("ExecutionError", "ExitCode", "MlxpipeError", "PlanError", "SourceError", "UsageError"),
         "mlxpipe.errors",
     ),
     "Plan": "mlxpipe.plan.plan",
-    **dict.fromkeys(("json_schema", "load_spec", "parse_spec"), "mlxpipe.spec"),
+    **dict.fromkeys(("json_schema", "load_spec", "load_specs", "parse_spec"), "mlxpipe.spec"),
 }
 
 __all__ = [
@@ -53,11 +64,14 @@ __all__ = [
     "json_schema",
     "load",
     "load_spec",
+    "load_specs",
     "make_plan",
     "open_source",
     "open_spec",
+    "open_specs",
     "parse_spec",
     "run",
+    "run_matrix",
 ]
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxpipe.checkpoint.source import open_source
+from mlxpipe.errors import UsageError
 from mlxpipe.plan.explain import Explanation
 from mlxpipe.plan.explain import explain as explain_path
 from mlxpipe.plan.plan import Plan
 from mlxpipe.plan.planner import make_plan as plan_spec
 from mlxpipe.plan.planner import plan_checkpoint
-from mlxpipe.spec import LoadedSpec, load_spec, spec_for_source
+from mlxpipe.spec import LoadedSpec, Settings, load_specs, require_one, spec_for_source
 
 if TYPE_CHECKING:
+    from mlxpipe.execution.matrix import MatrixRecord
     from mlxpipe.execution.record import RunRecord
     from mlxpipe.tasks import Reporter
 
@@ -22,24 +24,51 @@ if TYPE_CHECKING:
 Source = str | Path | LoadedSpec
 
 
-def open_spec(source: Source) -> LoadedSpec:
+def open_spec(source: Source, *, set: Settings = None, only: Iterable[str] = ()) -> LoadedSpec:
     """A spec from its file; a bare checkpoint directory gets a minimal spec.
+
+    Args:
+        source: A spec's path, a checkpoint directory, or a loaded spec.
+        set: Values by dotted path, such as `{"model.dtype": "float32"}`; they win over the file.
+        only: What chooses one combination of a matrix: its label, or `axis=value`.
+
+    Raises:
+        UsageError: the file is missing, is no valid spec, or is a matrix of several combinations.
+    """
+    specs = open_specs(source, set=set, only=only)
+    if len(specs) > 1:
+        raise require_one([each.label for each in specs])
+    return specs[0]
+
+
+def open_specs(
+    source: Source, *, set: Settings = None, only: Iterable[str] = ()
+) -> tuple[LoadedSpec, ...]:
+    """Every combination of a spec with a matrix, else the one spec; the arguments of `open_spec`.
 
     Raises:
         UsageError: the file is missing or is no valid spec.
     """
     if isinstance(source, LoadedSpec):
-        return source
-    return spec_for_source(source) if Path(source).is_dir() else load_spec(source)
+        if set or only:
+            raise UsageError("already-loaded", "a loaded spec is not composed again")
+        return (source,)
+    if not Path(source).is_dir():
+        return load_specs(source, set=set, only=only)
+    loaded = spec_for_source(source, set=set)
+    if only:
+        raise UsageError("bad-choice", f"{source} is a directory, and has no matrix")
+    return (loaded,)
 
 
-def make_plan(source: Source, *, architecture: bool = True) -> Plan:
+def make_plan(source: Source, *, architecture: bool = True, set: Settings = None) -> Plan:
     """Decide every tensor of a spec or checkpoint directory, from headers alone.
 
     Args:
         source: A spec's path, a checkpoint directory, or a loaded spec.
         architecture: Ask mlx-lm's model class for the widths that the arithmetic needs. False
             plans from names alone, without importing MLX.
+        set: As for `open_spec`.
 
     Returns:
         The plan; `plan.problems` keep it from running, `plan.require_sound()` raises them.
@@ -49,7 +78,7 @@ def make_plan(source: Source, *, architecture: bool = True) -> Plan:
         SourceError: the checkpoint cannot be read.
         PlanError: tensors that collide, or an architecture that mlx-lm does not have.
     """
-    return plan_spec(open_spec(source), architecture=architecture)
+    return plan_spec(open_spec(source, set=set), architecture=architecture)
 
 
 def explain(source: Source | Plan, name: str) -> Explanation:
@@ -68,6 +97,7 @@ def load(
     tokenizer: bool = True,
     dtype: str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    set: Settings = None,
 ) -> tuple[Any, Any]:
     """Load a model, ready for `mlx_lm.generate`; a drop-in for `mlx_lm.load`.
 
@@ -76,6 +106,7 @@ def load(
         tokenizer: False leaves the tokenizer out: the second value is None.
         dtype: Overrides the spec's `model.dtype`: auto, checkpoint, float32, bfloat16, float16.
         progress: Called with (bytes loaded, bytes in all).
+        set: As for `open_spec`.
 
     Returns:
         The model, in evaluation mode with its weights in memory, and mlx-lm's tokenizer.
@@ -83,7 +114,7 @@ def load(
     Raises:
         UsageError, SourceError, PlanError, ExecutionError: see `mlxpipe.errors`.
     """
-    loaded = with_dtype(open_spec(source), dtype)
+    loaded = with_dtype(open_spec(source, set=set), dtype)
     checkpoint = open_source(loaded)
     plan = plan_checkpoint(loaded, checkpoint).require_sound()
     from mlxpipe.graph.build import build_model
@@ -106,7 +137,7 @@ def with_dtype(loaded: LoadedSpec, dtype: str | None) -> LoadedSpec:
     return loaded if dtype is None else override(loaded, ("model", "dtype"), dtype)
 
 
-def run(source: Source, reporter: Reporter | None = None) -> RunRecord:
+def run(source: Source, reporter: Reporter | None = None, *, set: Settings = None) -> RunRecord:
     """Run every task of a spec and leave a run directory.
 
     Raises:
@@ -116,7 +147,7 @@ def run(source: Source, reporter: Reporter | None = None) -> RunRecord:
     from mlxpipe.execution.executor import RunFailedError, execute
     from mlxpipe.report.files import check_reports, write_reports
 
-    loaded = open_spec(source)
+    loaded = open_spec(source, set=set)
     check_reports(loaded)
     try:
         record = execute(loaded, reporter)
@@ -125,3 +156,29 @@ def run(source: Source, reporter: Reporter | None = None) -> RunRecord:
         raise
     write_reports(loaded, record)
     return record
+
+
+def run_matrix(
+    source: Source,
+    reporter: Reporter | None = None,
+    *,
+    set: Settings = None,
+    only: Iterable[str] = (),
+    keep_going: bool = False,
+) -> MatrixRecord:
+    """Run the combinations of a spec's matrix, each as a run of its own.
+
+    Args:
+        source: A spec's path.
+        reporter: Told of progress.
+        set: As for `open_spec`.
+        only: Globs of labels and `axis=value`; default: all combinations.
+        keep_going: Go on after one that failed.
+
+    Raises:
+        UsageError, SourceError, PlanError: nothing was run.
+    """
+    from mlxpipe.execution.matrix import run_combinations
+
+    specs = open_specs(source, set=set, only=only)
+    return run_combinations(specs, reporter, keep_going=keep_going, run_one=run)

@@ -43,6 +43,40 @@ class Command:
 
 def _spec(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("spec", metavar="SPEC", help=SPEC_HELP)
+    _composing(parser)
+
+
+def _composing(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("composition")
+    group.add_argument(
+        "--set",
+        metavar="PATH=VALUE",
+        action="append",
+        default=[],
+        help="set a value of the spec, such as model.dtype=float32; repeatable",
+    )
+    group.add_argument(
+        "--only",
+        metavar="CHOICE",
+        action="append",
+        default=[],
+        help="of a matrix: a label, a glob of labels, or AXIS=VALUE; repeatable",
+    )
+
+
+def _run(parser: argparse.ArgumentParser) -> None:
+    _spec(parser)
+    parser.add_argument(
+        "--keep-going", action="store_true", help="of a matrix: go on after one that failed"
+    )
+    parser.add_argument(
+        "--shard", metavar="I/N", help="of a matrix: only part I of N, for parallel jobs"
+    )
+
+
+def _show(parser: argparse.ArgumentParser) -> None:
+    _spec(parser)
+    parser.add_argument("--origins", action="store_true", help="say where each value came from")
 
 
 def _plan(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +96,7 @@ def _explain(parser: argparse.ArgumentParser) -> None:
 
 def _check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("specs", metavar="SPEC", nargs="+", help=SPEC_HELP + "; several are fine")
+    _composing(parser)
 
 
 def _diff(parser: argparse.ArgumentParser) -> None:
@@ -97,8 +132,9 @@ COMMANDS = (
     Command(
         "run",
         "run a spec's tasks and leave a record",
-        "  mlxpipe run spec.yaml\n  mlxpipe run spec.yaml --format json | jq .tasks",
-        _spec,
+        "  mlxpipe run spec.yaml\n  mlxpipe run spec.yaml --set run.seed=7\n"
+        "  mlxpipe run spec.yaml --format json | jq .tasks",
+        _run,
     ),
     Command(
         "plan",
@@ -118,7 +154,12 @@ COMMANDS = (
         "  mlxpipe check specs/*.yaml",
         _check,
     ),
-    Command("show", "print the resolved spec", "  mlxpipe show spec.yaml", _spec),
+    Command(
+        "show",
+        "print the resolved spec",
+        "  mlxpipe show spec.yaml\n  mlxpipe show spec.yaml --origins",
+        _show,
+    ),
     Command(
         "diff",
         "say what differs between two specs, plans, locks or runs, module by module",

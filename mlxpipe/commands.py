@@ -6,6 +6,7 @@ import gc
 import json
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,28 +24,38 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mlxpipe.execution.expectations import Checked
+    from mlxpipe.execution.record import RunRecord
     from mlxpipe.graph.numerics import Numerics
     from mlxpipe.plan.plan import Plan
-    from mlxpipe.spec import LoadedSpec
+    from mlxpipe.spec import LoadedSpec, Setting
+    from mlxpipe.tasks import Reporter
 
 
 def run(options: Namespace) -> int:
     """`mlxpipe run`."""
-    from mlxpipe.execution.executor import RunFailedError
-    from mlxpipe.report.console import ConsoleReporter, print_run
-    from mlxpipe.report.github import annotate
+    from mlxpipe.report.console import ConsoleReporter
+    from mlxpipe.spec import shard
 
-    loaded = api.open_spec(options.spec)
-    as_json = options.format == "json"
-    out, err = _console(), _console(stderr=True)
+    specs = _specs(options)
+    if options.shard is not None and not (specs := shard(specs, options.shard)):
+        return _nothing_to_run(options)
     reporter = ConsoleReporter(
-        None if as_json or options.quiet else out,
-        err,
+        None if options.format == "json" or options.quiet else _console(),
+        _console(stderr=True),
         progress=not (options.no_progress or options.quiet),
         quiet=options.quiet,
     )
+    run_specs = _run_matrix if specs[0].label else _run_one
+    return run_specs(options, specs, reporter)
+
+
+def _run_one(options: Namespace, specs: Sequence[LoadedSpec], reporter: Reporter) -> int:
+    from mlxpipe.execution.executor import RunFailedError
+    from mlxpipe.report.console import print_run
+
+    as_json = options.format == "json"
     try:
-        record = api.run(loaded, reporter)
+        record = api.run(specs[0], reporter)
     except RunFailedError as failure:
         if as_json:
             _print_json(failure.record.as_json())
@@ -52,10 +63,54 @@ def run(options: Namespace) -> int:
     if as_json:
         _print_json(record.as_json())
     else:
-        print_run(err if options.quiet else out, record)
+        print_run(_console(stderr=options.quiet), record)
+    _annotate_misses(specs[0], record)
+    return int(record.exit_code)
+
+
+def _annotate_misses(loaded: LoadedSpec, record: RunRecord) -> None:
+    from mlxpipe.report.github import annotate
+
     misses = [each.diagnostic() for each in record.expectations if not each.passed]
     annotate(misses, asked="github" in loaded.spec.outputs.reports)
+
+
+def _run_matrix(options: Namespace, specs: Sequence[LoadedSpec], reporter: Reporter) -> int:
+    from mlxpipe.execution.matrix import run_combinations
+    from mlxpipe.report.matrix import print_matrix
+
+    record = run_combinations(specs, reporter, keep_going=options.keep_going, run_one=api.run)
+    if options.format == "json":
+        _print_json(record.as_json())
+    else:
+        print_matrix(_console(stderr=options.quiet), record)
+    for each in record.combinations:
+        if each.error is not None:
+            print(f"{each.loaded.label}:\n{each.error}", file=sys.stderr)
+        elif each.record is not None:
+            _annotate_misses(each.loaded, each.record)
+    if record.interrupted:
+        print("interrupted", file=sys.stderr)
     return int(record.exit_code)
+
+
+def _nothing_to_run(options: Namespace) -> int:
+    """A part without a combination: more jobs than combinations, which is fine."""
+    if options.format == "json":
+        _print_json({"name": None, "runs": [], "skipped": [], "exit_code": int(ExitCode.OK)})
+    else:
+        print(f"--shard {options.shard}: no combination is left for this part", file=sys.stderr)
+    return int(ExitCode.OK)
+
+
+def _settings(options: Namespace) -> list[Setting]:
+    from mlxpipe.spec import parse_setting
+
+    return [parse_setting(text) for text in options.set]
+
+
+def _specs(options: Namespace) -> tuple[LoadedSpec, ...]:
+    return api.open_specs(options.spec, set=_settings(options), only=options.only)
 
 
 def plan(options: Namespace) -> int:
@@ -64,7 +119,10 @@ def plan(options: Namespace) -> int:
     gc.disable()
     from mlxpipe.execution.expectations import check_plan
 
-    loaded = api.open_spec(options.spec)
+    specs = _specs(options)
+    if len(specs) > 1:
+        return _plan_matrix(options, specs)
+    loaded = specs[0]
     made = api.make_plan(loaded)
     numerics = _numerics(loaded, made)
     checked = check_plan(loaded, made)
@@ -94,6 +152,37 @@ def _report_misses(checked: list[Checked]) -> int:
     return int(ExitCode.EXPECTATION if misses else ExitCode.OK)
 
 
+def _plan_matrix(options: Namespace, specs: Sequence[LoadedSpec]) -> int:
+    """A row for each combination; `--only` shows one in full."""
+    from mlxpipe.execution.expectations import check_plan
+    from mlxpipe.execution.matrix import gathered, plan_all
+
+    checked: list[Checked] = []
+    plans: list[tuple[LoadedSpec, Plan]] = []
+    wrong: dict[str, MlxpipeError] = {}
+    for loaded, planned in zip(specs, plan_all(specs), strict=True):
+        if isinstance(planned, MlxpipeError):
+            wrong[loaded.label] = planned
+            continue
+        plans.append((loaded, planned))
+        checked += check_plan(loaded, planned)
+        if planned.problems:
+            wrong[loaded.label] = PlanError.several(planned.problems)
+    if options.format == "json":
+        told = [
+            {"label": loaded.label, "matrix": dict(loaded.matrix), **made.as_json()}
+            for loaded, made in plans
+        ]
+        _print_json({"name": specs[0].name, "combinations": told})
+    else:
+        from mlxpipe.report.matrix import print_plans
+
+        print_plans(_console(), plans)
+    if wrong:
+        raise gathered(wrong)
+    return _report_misses(checked)
+
+
 def _numerics(loaded: LoadedSpec, made: Plan) -> Numerics | None:
     """How this machine would compute; None where it cannot, because a GPU is asked for."""
     from mlxpipe.graph.numerics import choose
@@ -108,7 +197,7 @@ def explain(options: Namespace) -> int:
     """`mlxpipe explain`."""
     from mlxpipe.report.console import print_explanation
 
-    made = api.make_plan(options.spec)
+    made = api.make_plan(_one(options))
     if not options.names:
         return _explain_all(options, made)
     told = [api.explain(made, name) for name in options.names]
@@ -121,6 +210,10 @@ def explain(options: Namespace) -> int:
             console.print()
         print_explanation(console, each)
     return int(ExitCode.OK)
+
+
+def _one(options: Namespace) -> LoadedSpec:
+    return api.open_spec(options.spec, set=_settings(options), only=options.only)
 
 
 def _explain_all(options: Namespace, made: Plan) -> int:
@@ -145,7 +238,7 @@ def check(options: Namespace) -> int:
     worst = ExitCode.OK
     results = []
     for spec in options.specs:
-        code, findings = _check_one(spec)
+        code, findings = _check_one(spec, options)
         worst = max(worst, code)
         told = [finding.as_json() for finding in findings]
         annotate(findings)
@@ -160,28 +253,41 @@ def check(options: Namespace) -> int:
     return int(worst)
 
 
-def _check_one(spec: str) -> tuple[ExitCode, list[Diagnostic]]:
-    from mlxpipe.tasks.texts import check_inputs
+def _check_one(spec: str, options: Namespace) -> tuple[ExitCode, list[Diagnostic]]:
+    """What is wrong with a spec, in any of its combinations: each finding once."""
+    from mlxpipe.execution.matrix import plan_all
 
     try:
-        loaded = api.open_spec(spec)
-        check_inputs(loaded)
-        made = api.make_plan(loaded, architecture=False)
+        specs = api.open_specs(spec, set=_settings(options), only=options.only)
     except MlxpipeError as error:
         return error.exit_code, list(error.diagnostics)
-    found = {each.render(): each for each in (*made.conflicts, *made.unmatched, *made.problems)}
-    return (PlanError.exit_code if made.problems else ExitCode.OK), list(found.values())
+    worst = ExitCode.OK
+    found: dict[str, Diagnostic] = {}
+    for made in plan_all(specs, architecture=False, inputs=True):
+        if isinstance(made, MlxpipeError):
+            worst, findings = max(worst, made.exit_code), made.diagnostics
+        else:
+            findings = (*made.conflicts, *made.unmatched, *made.problems)
+            worst = max(worst, PlanError.exit_code if made.problems else ExitCode.OK)
+        found |= {each.render(): each for each in findings}
+    return worst, list(found.values())
 
 
 def show(options: Namespace) -> int:
     """`mlxpipe show`."""
-    from mlxpipe.spec import resolved, resolved_yaml
+    from mlxpipe.spec import resolved_yaml, resolved_yaml_with_origins
 
-    loaded = api.open_spec(options.spec)
+    specs = _specs(options)
     if options.format == "json":
-        _print_json(resolved(loaded))
-    else:
-        print(resolved_yaml(loaded), end="")
+        several = len(specs) > 1
+        shown = [_shown(loaded, labelled=several, with_origins=options.origins) for loaded in specs]
+        _print_json({"name": specs[0].name, "combinations": shown} if several else shown[0])
+        return int(ExitCode.OK)
+    write = resolved_yaml_with_origins if options.origins else resolved_yaml
+    for loaded in specs:
+        if len(specs) > 1:
+            print(f"--- # {loaded.label}")
+        print(write(loaded), end="")
     return int(ExitCode.OK)
 
 
@@ -194,6 +300,16 @@ def report(options: Namespace) -> int:
     write_page(views, path, options.title or "")
     print(f"wrote {path}: {len(views)} run{'s' if len(views) > 1 else ''}", file=sys.stderr)
     return int(ExitCode.OK)
+
+
+def _shown(loaded: LoadedSpec, *, labelled: bool, with_origins: bool) -> dict[str, Any]:
+    """The resolved spec, alone or beside its label and its origins."""
+    from mlxpipe.spec import origins, resolved
+
+    spec = resolved(loaded)
+    label = {"label": loaded.label, "matrix": dict(loaded.matrix)} if labelled else {}
+    beside = {**label, "origins": origins(loaded)} if with_origins else label
+    return {**beside, "spec": spec} if beside else spec
 
 
 def diff(options: Namespace) -> int:

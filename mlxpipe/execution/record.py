@@ -1,6 +1,6 @@
 """The run directory: what was asked, what was decided, what came out.
 
-<outputs.dir>/<name>/<id>/
+<outputs.dir>/<name>/<id>/, of a matrix <outputs.dir>/<name>/<label>/<id>/
     spec.yaml            as written
     spec.resolved.yaml   with every default filled in
     plan.json
@@ -69,6 +69,8 @@ class RunRecord:
         peak_memory_bytes: MLX's peak.
         expectations: What the spec expects, and whether it holds.
         exit_code: What the command ends with.
+        label: Which combination of a matrix it is, else "".
+        matrix: Axis of the matrix -> what this combination has there.
     """
 
     folder: Path
@@ -82,6 +84,8 @@ class RunRecord:
     peak_memory_bytes: int = 0
     expectations: list[Checked] = field(default_factory=list)
     exit_code: ExitCode = ExitCode.OK
+    label: str = ""
+    matrix: Mapping[str, Any] = field(default_factory=dict)
 
     def expect(self, checked: Iterable[Checked]) -> None:
         """Add what became of expectations; a miss decides the exit code of a run without errors."""
@@ -94,6 +98,7 @@ class RunRecord:
         return {
             "run_dir": str(self.folder.resolve()),
             "name": self.name,
+            **({"label": self.label, "matrix": dict(self.matrix)} if self.label else {}),
             "started": self.started,
             "seed": self.seed,
             "numerics": dict(self.numerics),
@@ -130,7 +135,7 @@ def begin(loaded: LoadedSpec, plan: Plan, numerics: Mapping[str, Any]) -> RunRec
         ExecutionError: `cannot-write`.
     """
     spec = loaded.spec
-    parent = loaded.resolve(spec.outputs.dir) / loaded.name
+    parent = loaded.resolve(spec.outputs.dir) / loaded.name / loaded.label
     folder = parent / f"{_now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     record = RunRecord(
         folder,
@@ -138,6 +143,8 @@ def begin(loaded: LoadedSpec, plan: Plan, numerics: Mapping[str, Any]) -> RunRec
         spec.run.seed,
         [TaskRecord(task.id, task.type) for task in spec.tasks],
         numerics,
+        label=loaded.label,
+        matrix=loaded.matrix,
     )
     try:
         folder.mkdir(parents=True)

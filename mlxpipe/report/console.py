@@ -306,7 +306,7 @@ def print_run(console: Console, record: RunRecord) -> None:
         table.add_column(title)
     table.add_column("seconds", justify="right")
     for task in record.tasks:
-        metrics = ", ".join(f"{name} {_number(value)}" for name, value in task.metrics.items())
+        metrics = ", ".join(f"{name} {number(value)}" for name, value in task.metrics.items())
         style = "green" if task.status == "done" else "red"
         table.add_row(
             task.id, task.type, Text(task.status, style=style), metrics, f"{task.seconds:.2f}"
@@ -318,13 +318,9 @@ def print_run(console: Console, record: RunRecord) -> None:
         console.print("the spec has no tasks: the model was loaded, and that is all")
     _print_expectations(console, record.expectations)
     numerics = record.numerics
-    console.print(
-        Text(
-            f"loaded in {record.load_seconds:.2f} s, {numerics.get('dtype')} on "
-            f"{numerics.get('device')}, peak {size(record.peak_memory_bytes)}",
-            style="dim",
-        )
-    )
+    loaded = f"loaded in {record.load_seconds:.2f} s, {numerics.get('dtype')} on "
+    loaded += f"{numerics.get('device')}, peak {size(record.peak_memory_bytes)}"
+    console.print(Text(loaded, style="dim"))
     console.print(Text(f"record: {record.folder}", style="dim"), soft_wrap=True)
 
 
@@ -337,7 +333,8 @@ def _print_expectations(console: Console, expectations: Iterable[Checked]) -> No
         console.print(line, soft_wrap=True)
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A metric in short."""
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 

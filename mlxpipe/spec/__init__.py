@@ -7,7 +7,15 @@ a `LoadedSpec`).
 
 from mlxpipe.spec.dump import resolved, resolved_yaml
 from mlxpipe.spec.expect import Expectation
-from mlxpipe.spec.load import LoadedSpec, load_spec, load_specs, parse_spec, spec_for_source
+from mlxpipe.spec.load import (
+    LoadedSpec,
+    Settings,
+    load_spec,
+    load_specs,
+    parse_spec,
+    spec_for_source,
+)
+from mlxpipe.spec.matrix import require_one, shard
 from mlxpipe.spec.model import (
     BUILT_IN_SOURCES,
     FileSource,
@@ -21,10 +29,12 @@ from mlxpipe.spec.model import (
     Source,
     Spec,
 )
+from mlxpipe.spec.origins import origins, resolved_yaml_with_origins
 from mlxpipe.spec.positions import Document, Positions
 from mlxpipe.spec.quantize import PresetRule, QuantizeRule
 from mlxpipe.spec.reader import read_text, read_yaml
 from mlxpipe.spec.schema import json_schema
+from mlxpipe.spec.settings import Setting, parse_setting
 from mlxpipe.spec.tasks import TASK_TYPES, GenerateTask, LogitsTask, PerplexityTask, Task
 
 __all__ = [
@@ -47,16 +57,23 @@ __all__ = [
     "QuantizeRule",
     "RenameRule",
     "Run",
+    "Setting",
+    "Settings",
     "Source",
     "Spec",
     "Task",
     "json_schema",
     "load_spec",
     "load_specs",
+    "origins",
+    "parse_setting",
     "parse_spec",
     "read_text",
     "read_yaml",
+    "require_one",
     "resolved",
     "resolved_yaml",
+    "resolved_yaml_with_origins",
+    "shard",
     "spec_for_source",
 ]

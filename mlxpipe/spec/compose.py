@@ -15,7 +15,7 @@ from pathlib import Path
 from mlxpipe.errors import Diagnostic, UsageError
 from mlxpipe.spec.extends import read_bases
 from mlxpipe.spec.interpolation import interpolate
-from mlxpipe.spec.matrix import Axis, Combination, combine, read_axes, select, shard
+from mlxpipe.spec.matrix import Axis, Combination, combine, read_axes, select
 from mlxpipe.spec.paths import rebase
 from mlxpipe.spec.positions import Document
 from mlxpipe.spec.settings import Setting, apply, locate
@@ -37,7 +37,7 @@ class Composed:
     document: Document
     combination: Combination
     found: tuple[Diagnostic, ...]
-    failed: frozenset[tuple[str, int, int]]
+    failed: frozenset[tuple[str, int | None, int | None]]
 
 
 def compose(
@@ -45,7 +45,6 @@ def compose(
     path: Path,
     settings: Sequence[Setting] = (),
     only: Iterable[str] = (),
-    part: str | None = None,
 ) -> list[Composed]:
     """Every spec that a file stands for, in the order of its matrix.
 
@@ -54,7 +53,6 @@ def compose(
         path: Its file.
         settings: What the command line sets.
         only: Which combinations; default: all.
-        part: `i/n`, a part of those.
 
     Raises:
         UsageError: as `read_bases`; whatever is wrong with the matrix or with what chooses from
@@ -63,8 +61,6 @@ def compose(
     root = read_bases(written, path)
     axes = _axes(root, settings)
     combinations = select(combine(axes), tuple(only))
-    if part is not None:
-        combinations = shard(combinations, part)
     plain = replace(root, value={k: v for k, v in root.mapping.items() if k != "matrix"})
     return [_composed(plain, written, path.parent, each, settings) for each in combinations]
 

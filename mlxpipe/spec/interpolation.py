@@ -40,7 +40,7 @@ def references(root: Node) -> set[str]:
 
 def interpolate(
     root: Node, environment: Mapping[str, str]
-) -> tuple[Node, list[Diagnostic], set[tuple[str, int, int]]]:
+) -> tuple[Node, list[Diagnostic], set[tuple[str, int | None, int | None]]]:
     """A tree with every `${…}` replaced.
 
     Args:
@@ -77,7 +77,7 @@ class _Interpolation:
     variables: Mapping[str, Node]
     environment: Mapping[str, str]
     found: list[Diagnostic] = field(default_factory=list)
-    failed: set[tuple[str, int, int]] = field(default_factory=set)
+    failed: set[tuple[str, int | None, int | None]] = field(default_factory=set)
     done: dict[str, Node] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
     active: list[str] = field(default_factory=list)
@@ -102,6 +102,7 @@ class _Interpolation:
             origin = node.origin(_dotted(path), key=True)
             message = "a key cannot be interpolated"
             self.found.append(Diagnostic("bad-interpolation", message, origin, help=_ESCAPE))
+            self.failed.add((origin.file, origin.line, origin.column))
 
     def variable(self, name: str) -> Node | None:
         """A variable with its own references replaced, None where they are wrong."""
@@ -124,11 +125,11 @@ class _Interpolation:
         except _BadReferenceError as bad:
             if bad.finding:
                 self.found.append(bad.finding)
-            mark = node.place.value
-            self.failed.add((node.file.name, mark.line, mark.column))
+            origin = node.origin()
+            self.failed.add((origin.file, origin.line, origin.column))
             return node
         first = values[0] if tokens[0].start() == 0 else None
-        via = tuple(each.via for each in values if each.via)
+        via = tuple(way for each in values for way in each.via)
         place = node.place._replace(via=(*node.place.via, *via))
         base = node.base if first is None or first.base is None else first.base
         if len(tokens) == 1 and tokens[0][0] == text:
@@ -176,14 +177,15 @@ class _Interpolation:
             message = f"'vars.{name}' is {kind}, which cannot stand within a text"
             raise self._bad(node, token, path, "wrong-type", message)
         where = str(value.origin())
-        return _Value(value.value, f"vars.{name} at {where}", value.base)
+        return _Value(value.value, (f"vars.{name} at {where}", *value.place.via), value.base)
 
     def _unknown(
         self, node: Node, token: re.Match[str], path: Path, name: str, known: Any, before: str
     ) -> _BadReferenceError:
         label = did_you_mean(name, known)
         message = f"there is no variable 'vars.{before}{name}'"
-        advice = "" if label else f"declare it under 'vars', or --set vars.{before}{name}=…"
+        advice = "" if label else "declare it under 'vars'"
+        advice += f", or --set vars.{name}=…" if advice and not before else ""
         return self._bad(node, token, path, "unknown-variable", message, label=label, help=advice)
 
     def _environment(
@@ -193,11 +195,11 @@ class _Interpolation:
         # As in a shell, `:-` also stands in for a variable that is set to nothing.
         value = self.environment.get(name)
         if value:
-            return _Value(value, f"env {name}")
+            return _Value(value, (f"env {name}",))
         if named[2] is not None:
-            return _Value(default, f"env {name} is not set")
+            return _Value(default, (f"env {name}, which is not set",))
         if value is not None:
-            return _Value(value, f"env {name}")
+            return _Value(value, (f"env {name}",))
         message = f"the environment variable {name} is not set"
         advice = f"set it, or give a default: ${{env:{name}:-…}}"
         raise self._bad(node, token, path, "unset-variable", message, help=advice)
@@ -222,7 +224,7 @@ class _Value:
     """What a reference stands for; `base` is None where it is the referring text's own."""
 
     value: Any
-    via: str = ""
+    via: tuple[str, ...] = ()
     base: str | None = None
 
     @property

@@ -16,12 +16,14 @@ from mlxpipe.errors import Diagnostic, Origin, UsageError
 from mlxpipe.spec.compose import Composed, compose
 from mlxpipe.spec.dump import resolved_yaml
 from mlxpipe.spec.interpolation import escape
-from mlxpipe.spec.matrix import require_one, some
+from mlxpipe.spec.matrix import MATRIX, require_one, some
 from mlxpipe.spec.model import Spec
 from mlxpipe.spec.positions import Document, Positions
 from mlxpipe.spec.reader import read_yaml
 from mlxpipe.spec.settings import Setting, as_settings
 
+#: File, line and column.
+_Start = tuple[str, int | None, int | None]
 #: Values by dotted path, or settings as `parse_setting` makes them.
 Settings = Mapping[str, Any] | Iterable[Setting] | None
 
@@ -88,7 +90,7 @@ def load_spec(path: Path | str, *, set: Settings = None, only: Iterable[str] = (
 
 
 def load_specs(
-    path: Path | str, *, set: Settings = None, only: Iterable[str] = (), shard: str | None = None
+    path: Path | str, *, set: Settings = None, only: Iterable[str] = ()
 ) -> tuple[LoadedSpec, ...]:
     """Every spec that a file stands for: its matrix's combinations in order, or the one spec.
 
@@ -96,13 +98,12 @@ def load_specs(
         path: The file.
         set: As for `load_spec`.
         only: Globs of labels and `axis=value`; default: all combinations.
-        shard: `i/n`: part i of n of those, 1-based.
 
     Raises:
         UsageError: as `load_spec`.
     """
     path = Path(path)
-    return _loaded(read_yaml(path), path, set, only, shard)
+    return _loaded(read_yaml(path), path, set, only)
 
 
 def parse_spec(
@@ -172,11 +173,10 @@ def _loaded(
     path: Path,
     given: Settings = None,
     only: Iterable[str] = (),
-    part: str | None = None,
 ) -> tuple[LoadedSpec, ...]:
     specs: list[LoadedSpec] = []
     wrong: dict[str, list[Diagnostic]] = {}
-    for composed in compose(document, path, as_settings(given), only, part):
+    for composed in compose(document, path, as_settings(given), only):
         label, values = composed.combination.label, composed.combination.values
         spec, found = _checked(composed)
         if spec is None or found:
@@ -190,7 +190,12 @@ def _loaded(
 
 def _checked(composed: Composed) -> tuple[Spec | None, list[Diagnostic]]:
     spec, invalid = _validated(composed.document)
-    found = [each for each in invalid if _start(each) not in composed.failed]
+    through = _through(composed.document)
+    found = [
+        replace(each, notes=(*each.notes, *through.get(start, ())))
+        for each in invalid
+        if (start := _start(each)) not in composed.failed
+    ]
     main = composed.document.positions.file
     return spec, sorted((*composed.found, *found), key=lambda item: _place(item, main))
 
@@ -219,9 +224,20 @@ def _validated(document: Document) -> tuple[Spec | None, list[Diagnostic]]:
         return None, diagnose(error, document)
 
 
-def _start(item: Diagnostic) -> tuple[str, int | None, int | None] | None:
+def _through(document: Document) -> dict[_Start, tuple[str, ...]]:
+    """Where a value starts -> what it came through, which its own place does not show."""
+    notes: dict[_Start, tuple[str, ...]] = {}
+    for place in document.positions.places.values():
+        ways = [way for way in place.via if way != MATRIX]
+        if ways and place.file:
+            start = (place.file.name, place.value.line, place.value.column)
+            notes[start] = (f"the value is that of {', '.join(ways)}",)
+    return notes
+
+
+def _start(item: Diagnostic) -> _Start:
     origin = item.origin
-    return (origin.file, origin.line, origin.column) if origin else None
+    return (origin.file, origin.line, origin.column) if origin else ("", None, None)
 
 
 def _place(item: Diagnostic, main: str) -> tuple[bool, str, int, int]:

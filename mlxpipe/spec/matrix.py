@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import product
 from math import prod
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from mlxpipe.errors import Diagnostic, Origin, UsageError, did_you_mean
 from mlxpipe.spec.model import Spec
@@ -30,10 +30,11 @@ from mlxpipe.spec.settings import Setting
 from mlxpipe.spec.tree import Node, problem
 
 MAX_COMBINATIONS = 1024
+#: How a place says that its value was set by a combination.
+MATRIX = "matrix"
 _MAX_VALUE = 40
 _MAX_LABEL = 100
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_VIA = "matrix"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ def _choices(name: str, node: Node) -> tuple[tuple[Choice, ...], list[Diagnostic
 
 
 def _setting(path: str, value: Node, where: Origin | None = None) -> Setting:
-    return Setting(path, value.through(_VIA), where or value.origin("matrix", key=True))
+    return Setting(path, value.through(MATRIX), where or value.origin("matrix", key=True))
 
 
 def _wrong(node: Node, subject: str, expected: str, context: str) -> Diagnostic:
@@ -254,7 +255,18 @@ def _value_test(
     return test
 
 
-def shard(combinations: Sequence[Combination], text: str) -> list[Combination]:
+class _Labelled(Protocol):
+    """A combination, or a spec that is one."""
+
+    @property
+    def label(self) -> str:
+        """Its label, "" where there is no matrix."""
+
+
+_T = TypeVar("_T", bound=_Labelled)
+
+
+def shard(combinations: Sequence[_T], text: str) -> tuple[_T, ...]:
     """Part i of n, 1-based: every n-th combination, so that parts are disjoint and complete.
 
     Raises:
@@ -266,7 +278,7 @@ def shard(combinations: Sequence[Combination], text: str) -> list[Combination]:
         raise _bad_choice("--shard", text, "this is no part of a whole", "i/n with 1 <= i <= n")
     if not combinations[0].label:
         raise _bad_choice("--shard", text, "this spec has no matrix to take a part of")
-    return list(combinations[number - 1 :: parts])
+    return tuple(combinations[number - 1 :: parts])
 
 
 def require_one(labels: Sequence[str]) -> UsageError:

@@ -44,6 +44,7 @@ _PROPERTIES = {
 
 _SYNTAX_HELP = {
     "\t": "YAML indents with spaces, not with tabs",
+    "${": "put a text with ${…} in quotes",
     "@": "put a text that begins with @ in quotes",
     "`": "put a text that begins with ` in quotes",
     ":": "put a text that contains ': ' in quotes",
@@ -345,6 +346,8 @@ class _Reader:
         if "escape" in words or "hex" in words:
             return _SYNTAX_HELP["\\"]
         text = self.lines[line - 1]
+        if "${" in text and at in "{}[],":
+            return _SYNTAX_HELP["${"]
         if "\t" in text[: len(text) - len(text.lstrip())]:
             return _SYNTAX_HELP["\t"]
         return _SYNTAX_HELP.get(at, "")
