@@ -7,6 +7,7 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,6 @@ from mlxpipe.errors import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mlxpipe.execution.expectations import Checked
     from mlxpipe.execution.record import RunRecord
     from mlxpipe.graph.numerics import Numerics
     from mlxpipe.plan.plan import Plan
@@ -138,14 +138,14 @@ def plan(options: Namespace) -> int:
         from mlxpipe.report.console import print_plan
 
         print_plan(_console(), made, numerics, every=options.every)
-    return _report_problems(made) or _report_misses(checked)
+    misses = [each.diagnostic() for each in checked if not each.passed]
+    return _report_problems(made) or _report_misses(misses)
 
 
-def _report_misses(checked: list[Checked]) -> int:
+def _report_misses(misses: Sequence[Diagnostic]) -> int:
     """Expectations that do not hold, on stderr."""
     from mlxpipe.report.github import annotate
 
-    misses = [each.diagnostic() for each in checked if not each.passed]
     if misses:
         print(render_all(misses), file=sys.stderr)
         annotate(misses)
@@ -157,7 +157,7 @@ def _plan_matrix(options: Namespace, specs: Sequence[LoadedSpec]) -> int:
     from mlxpipe.execution.expectations import check_plan
     from mlxpipe.execution.matrix import gathered, plan_all
 
-    checked: list[Checked] = []
+    misses: list[Diagnostic] = []
     plans: list[tuple[LoadedSpec, Plan]] = []
     wrong: dict[str, MlxpipeError] = {}
     for loaded, planned in zip(specs, plan_all(specs), strict=True):
@@ -165,7 +165,9 @@ def _plan_matrix(options: Namespace, specs: Sequence[LoadedSpec]) -> int:
             wrong[loaded.label] = planned
             continue
         plans.append((loaded, planned))
-        checked += check_plan(loaded, planned)
+        notes = (f"in combination {loaded.label}",)
+        checked = (each for each in check_plan(loaded, planned) if not each.passed)
+        misses += (replace(each.diagnostic(), notes=notes) for each in checked)
         if planned.problems:
             wrong[loaded.label] = PlanError.several(planned.problems)
     if options.format == "json":
@@ -180,7 +182,7 @@ def _plan_matrix(options: Namespace, specs: Sequence[LoadedSpec]) -> int:
         print_plans(_console(), plans)
     if wrong:
         raise gathered(wrong)
-    return _report_misses(checked)
+    return _report_misses(misses)
 
 
 def _numerics(loaded: LoadedSpec, made: Plan) -> Numerics | None:

@@ -19,7 +19,7 @@ from mlxpipe.spec.matrix import Axis, Combination, combine, read_axes, select
 from mlxpipe.spec.paths import rebase
 from mlxpipe.spec.positions import Document
 from mlxpipe.spec.settings import Setting, apply, locate
-from mlxpipe.spec.tree import COMPOSING_KEYS, Node, problem, to_document
+from mlxpipe.spec.tree import COMPOSING_KEYS, Node, check_size, problem, to_document
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,9 @@ def _composed(
     tree, wrong = apply(root, (*combination.settings, *settings))
     tree, bad, failed = interpolate(tree, os.environ)
     members = {key: each for key, each in tree.mapping.items() if key not in COMPOSING_KEYS}
-    document = to_document(rebase(replace(tree, value=members), directory), written)
+    tree = replace(tree, value=members)
+    check_size(tree)
+    document = to_document(rebase(tree, directory), written)
     return Composed(document, combination, (*found, *wrong, *bad), frozenset(failed))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from mlxpipe.errors import Diagnostic, did_you_mean
 from mlxpipe.spec.positions import Path, part_of
+from mlxpipe.spec.reader import MAX_BYTES, MAX_DEPTH
 from mlxpipe.spec.tree import Node, at
 
 _MARK = "${"
@@ -134,11 +135,20 @@ class _Interpolation:
         base = node.base if first is None or first.base is None else first.base
         if len(tokens) == 1 and tokens[0][0] == text:
             return Node(values[0].value, place, base)
+        if sum(len(each.text) for each in values) > MAX_BYTES:
+            return self._too_long(node, path)
         parts, end = [], 0
         for token, value in zip(tokens, values, strict=True):
             parts += [text[end : token.start()], value.text]
             end = token.end()
         return Node("".join(parts) + text[end:], place, base)
+
+    def _too_long(self, node: Node, path: Path) -> Node:
+        message = f"this text becomes longer than {MAX_BYTES >> 20} MiB"
+        origin = node.origin(_dotted(path[:-1]))
+        self.found.append(Diagnostic("too-long", message, origin))
+        self.failed.add((origin.file, origin.line, origin.column))
+        return node
 
     def _value(self, node: Node, token: re.Match[str], path: Path) -> _Value:
         if token[0] == "$" + _MARK:
@@ -155,6 +165,9 @@ class _Interpolation:
 
     def _variable(self, node: Node, token: re.Match[str], path: Path, name: str) -> _Value:
         top, *rest = name.split(".")
+        if len(self.active) > MAX_DEPTH:
+            message = f"variables refer to each other over more than {MAX_DEPTH} levels"
+            raise self._bad(node, token, path, "too-deep", message)
         if top in self.active:
             chain = " > ".join((*self.active[self.active.index(top) :], top))
             message = "a variable cannot refer to itself"

@@ -287,7 +287,7 @@ def require_one(labels: Sequence[str]) -> UsageError:
         "several-combinations",
         f"the spec is a matrix of {len(labels)} combinations, and one is needed here",
         expected=_listed(labels),
-        help="choose one with --only",
+        help="choose one with --only; `mlxpipe show --only` writes it as a spec of its own",
     )
 
 

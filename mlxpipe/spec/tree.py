@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mlxpipe.errors import Diagnostic, Origin
+from mlxpipe.errors import Diagnostic, Origin, UsageError
 from mlxpipe.spec.kinds import below, is_model
 from mlxpipe.spec.positions import Document, Mark, Path, Place, Positions, TextFile
+from mlxpipe.spec.reader import MAX_DEPTH, MAX_NODES
 
 #: What a spec says about its own composition; none of it is left when it is validated.
 COMPOSING_KEYS = ("extends", "vars", "matrix")
@@ -175,6 +176,27 @@ def at(root: Node, path: Path) -> Node | None:
         else:
             node = node.mapping.get(part)
     return node
+
+
+def check_size(root: Node) -> None:
+    """Refuses what the reader would refuse if it were written out, as variables make it possible.
+
+    Raises:
+        UsageError: Too many values, or nested too deeply.
+    """
+    waiting, count = [(root, 0)], 0
+    while waiting:
+        node, depth = waiting.pop()
+        count += 1
+        if count > MAX_NODES:
+            raise _too_much(root, "too-many-values", f"more than {MAX_NODES} values")
+        if depth > MAX_DEPTH:
+            raise _too_much(root, "too-deep", f"values are nested deeper than {MAX_DEPTH} levels")
+        waiting += ((each, depth + 1) for _, each in _parts(node))
+
+
+def _too_much(root: Node, code: str, message: str) -> UsageError:
+    return UsageError(code, f"{message}, once variables are put in", origin=root.origin())
 
 
 def problem(

@@ -214,6 +214,18 @@ def test_plan_of_a_matrix_ends_with_the_worst(cli: Command, tmp_path: Path) -> N
     assert "in combination overrides-2" in result.err
 
 
+def test_an_expectation_that_one_combination_misses(cli: Command, tmp_path: Path) -> None:
+    expect = [{"plan": "modules", "max": 1}, {"task": "out", "metric": "tokens", "max": 2}]
+    spec = matrix_spec(tmp_path, {"tasks.out.tokens": [[1, 2], [1, 2, 3]]}, expect=expect[1:])
+    result = cli("run", spec, "--format", "json")
+    assert statuses(result.json) == [("tokens-1", 0), ("tokens-2", 1)]
+    assert result.code == 1
+    spec = matrix_spec(tmp_path, SEEDS, expect=expect[:1])
+    planned = cli("plan", spec, "--only", "run.seed=1", "--only", "run.seed=3")
+    assert planned.code == 1
+    assert "in combination seed-3" in planned.err
+
+
 def test_explain_needs_one_combination(cli: Command, tmp_path: Path) -> None:
     spec = matrix_spec(tmp_path, SEEDS)
     result = cli("explain", spec)

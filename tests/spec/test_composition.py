@@ -313,6 +313,30 @@ def test_variables_that_refer_to_each_other_in_a_circle() -> None:
     assert error_of(HEAD + "vars: {a: 'x${vars.a}'}").found == "a > a"
 
 
+@pytest.mark.parametrize(
+    ("levels", "first", "next_one", "code"),
+    [
+        (20, "'xxxxxxxxxx'", "'{0}{0}{0}{0}'", "too-long"),
+        (20, "[x, x, x, x]", "['{0}', '{0}', '{0}', '{0}']", "too-many-values"),
+        (40, "[x]", "['{0}']", "too-deep"),
+    ],
+)
+def test_variables_cannot_make_a_small_file_large(
+    levels: int, first: str, next_one: str, code: str
+) -> None:
+    others = (
+        f"v{number}: " + next_one.format(f"${{vars.v{number - 1}}}") for number in range(1, levels)
+    )
+    variables = "\n  ".join([f"v0: {first}", *others])
+    found = errors_of(HEAD + f"vars:\n  {variables}\nnaming: {{drop: '${{vars.v{levels - 1}}}'}}")
+    assert found[0].code == code
+
+
+def test_a_long_chain_of_variables_is_refused() -> None:
+    chain = "\n  ".join(f"v{number}: '${{vars.v{number + 1}}}'" for number in range(2000))
+    assert errors_of(HEAD + f"vars:\n  {chain}\n  v2000: x")[0].code == "too-deep"
+
+
 def test_a_wrong_value_of_a_variable_is_reported_with_the_variable(folder: Path) -> None:
     write("base.yaml", HEAD + "vars: {d: bfloat}")
     error = error_of("extends: base.yaml\nmodel: {dtype: '${vars.d}'}")

@@ -393,6 +393,23 @@ def test_the_schema_rejects_what_we_reject(part: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "extends: base.yaml",
+        "extends: [a.yaml, b.yaml]\nmodel: '${vars.model}'\ntasks: '${vars.tasks}'",
+        "version: 1\nvars: {a: 1}",
+        "version: 1\nmatrix: {run.seed: [1, 2], model.dtype: null, name: {a: {x.y: 1}, b: 3}}",
+        "version: 1\nrun: {seed: '${vars.seed}'}\nmodel: {dtype: '${env:DTYPE:-auto}'}",
+        "version: 1\ntasks: ['${vars.task}', {type: logits, tokens: [1, '${vars.token}']}]",
+        "version: 1\ntasks: [{type: perplexity, data: '${vars.x}/t', bos: '${vars.b}'}]",
+        "version: 1\nsource: {hub: '${vars.hub}'}\nname: 'n-${vars.tag}'",
+    ],
+)
+def test_the_schema_accepts_what_is_composed(text: str) -> None:
+    validate(read_yaml(text).data)
+
+
+@pytest.mark.parametrize(
     "part", ["source: {path: null, hub: a/b}", "source: {path: a, store: null}"]
 )
 def test_null_means_left_out(part: str) -> None:
