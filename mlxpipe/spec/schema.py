@@ -112,7 +112,8 @@ def _interpolable(schema: Any) -> Any:
 
 
 def _or_interpolated(schema: dict[str, Any]) -> dict[str, Any]:
-    if schema.get("type") == "string" and re.search(schema.get("pattern", ""), "${vars.x}"):
+    free = schema.get("type") == "string" and not schema.keys() & {"enum", "const"}
+    if free and re.search(schema.get("pattern", ""), "${vars.x}"):
         return schema
     kept: dict[str, Any] = {key: schema[key] for key in ("description", "default") if key in schema}
     rest = {key: value for key, value in schema.items() if key not in kept}
