@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -333,9 +333,17 @@ def _print_expectations(console: Console, expectations: Iterable[Checked]) -> No
         console.print(line, soft_wrap=True)
 
 
-def number(value: float) -> str:
-    """A metric in short."""
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    return _number(value) if isinstance(value, float) else str(value)
+
+
+def _number(value: float) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    # Four decimals say nothing about what is very small.
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.01 else f"{value:.3g}"
 
 
 class ConsoleReporter(Reporter):
@@ -380,6 +388,19 @@ class ConsoleReporter(Reporter):
         """Print a line for people."""
         if not self._quiet:
             self._err.print(Text(visible(text), style="dim"), soft_wrap=True)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Print a small table: columns that hold numbers are set flush right."""
+        if self._quiet:
+            return
+        table = Table(box=None, pad_edge=False, header_style="dim", title_justify="left")
+        table.title = Text(visible(title), style="bold")
+        for name, cells in zip(columns, zip(*rows, strict=True), strict=True):
+            is_text = any(isinstance(cell, str) for cell in cells)
+            table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*(Text(visible(_cell(value))) for value in row))
+        self._err.print(Padding(table, (0, 0, 0, 2)))
 
     @contextmanager
     def bar(self, label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:

@@ -34,8 +34,14 @@ from mlxpipe.spec.positions import Document, Positions
 from mlxpipe.spec.quantize import PresetRule, QuantizeRule
 from mlxpipe.spec.reader import read_text, read_yaml
 from mlxpipe.spec.schema import json_schema
-from mlxpipe.spec.settings import Setting, parse_setting
-from mlxpipe.spec.tasks import TASK_TYPES, GenerateTask, LogitsTask, PerplexityTask, Task
+from mlxpipe.spec.tasks import (
+    TASK_TYPES,
+    GenerateTask,
+    LogitsTask,
+    PerplexityTask,
+    Task,
+    TextTask,
+)
 
 __all__ = [
     "BUILT_IN_SOURCES",
@@ -62,6 +68,7 @@ __all__ = [
     "Source",
     "Spec",
     "Task",
+    "TextTask",
     "json_schema",
     "load_spec",
     "load_specs",

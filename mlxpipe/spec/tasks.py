@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
 from itertools import count
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, Strict, model_validator
 
@@ -97,12 +97,10 @@ class LogitsTask(_Task):
     prompt: Text | None = Field(None, description="A text to tokenise.")
 
 
-class PerplexityTask(_Task):
-    """Measures the perplexity of a text."""
+class TextTask(_Task):
+    """What every task has that reads a text in windows."""
 
-    metrics: ClassVar = ("perplexity", "tokens", "bits_per_byte", "windows")
-
-    type: Literal["perplexity"]
+    type: str  # each task narrows it; here it only keeps its place before the others
     data: PathText = Field(description="A text file, or .jsonl objects with `text`.")
     context: Annotated[int, Field(ge=2, le=2**31 - 1)] = Field(
         2048, description="Length of a window, in tokens."
@@ -116,7 +114,7 @@ class PerplexityTask(_Task):
     )
 
     @model_validator(mode="after")
-    def _check_stride(self) -> PerplexityTask:
+    def _check_stride(self) -> Self:
         if self.stride is not None and self.stride > self.context:
             expected = f"at most {self.context}, the context"
             message = "a stride beyond the context would skip tokens"
@@ -125,6 +123,14 @@ class PerplexityTask(_Task):
                 Problem("out-of-range", message, ("stride",), found=found, expected=expected)
             )
         return self
+
+
+class PerplexityTask(TextTask):
+    """Measures the perplexity of a text."""
+
+    metrics: ClassVar = ("perplexity", "tokens", "bits_per_byte", "windows")
+
+    type: Literal["perplexity"]
 
 
 Task = GenerateTask | LogitsTask | PerplexityTask

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxpipe.errors import Origin, UsageError
-from mlxpipe.spec import GenerateTask, LoadedSpec, PerplexityTask
+from mlxpipe.spec import GenerateTask, LoadedSpec, TextTask
 
 
 def check_inputs(loaded: LoadedSpec) -> None:
@@ -21,7 +21,7 @@ def check_inputs(loaded: LoadedSpec) -> None:
         if isinstance(task, GenerateTask) and task.prompt_file is not None:
             origin = loaded.origin("tasks", number, "prompt_file")
             read_prompts(loaded.resolve(task.prompt_file), origin)
-        if isinstance(task, PerplexityTask):
+        if isinstance(task, TextTask):
             read_text(loaded.resolve(task.data), loaded.origin("tasks", number, "data"))
 
 

@@ -14,7 +14,7 @@ import mlxpipe
 from mlxpipe.errors import UsageError
 from mlxpipe.execution.executor import RunFailedError
 from mlxpipe.spec import parse_spec
-from mlxpipe.tasks.perplexity import cut_windows, tokenise
+from mlxpipe.tasks.windows import cut_windows, tokenise
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart" / "model"
 
