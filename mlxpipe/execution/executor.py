@@ -17,6 +17,7 @@ from mlxpipe.plan.plan import Plan
 from mlxpipe.plan.planner import plan_checkpoint
 from mlxpipe.spec import LoadedSpec
 from mlxpipe.tasks import Context, Reporter, runner
+from mlxpipe.tasks.reference import plan_references
 from mlxpipe.tasks.texts import check_inputs
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def execute(loaded: LoadedSpec, reporter: Reporter | None = None) -> RunRecord:
     for finding in (*plan.conflicts, *plan.unmatched, *plan.notes):
         if finding.severity == "warning":
             reporter.message(finding.render())
+    references = plan_references(loaded)
     # Imported after the plan, so that a wrong spec is refused without loading MLX's layers.
     from mlxpipe.graph.numerics import choose, use
 
@@ -76,6 +78,7 @@ def execute(loaded: LoadedSpec, reporter: Reporter | None = None) -> RunRecord:
             lambda: _load(plan, checkpoint, numerics, reporter, record),
             lambda: _tokenizer(checkpoint),
             reporter,
+            references,
         )
         for number, task in enumerate(record.tasks):
             _do(context, number, task, record)

@@ -69,8 +69,8 @@ class RunRecord:
         peak_memory_bytes: MLX's peak.
         expectations: What the spec expects, and whether it holds.
         exit_code: What the command ends with.
-        label: Which combination of a matrix it is, else "".
-        matrix: Axis of the matrix -> what this combination has there.
+        spec_directory: Where the spec's relative paths start, relative to `folder`, so that runs
+            and specs can be moved together.
     """
 
     folder: Path
@@ -84,8 +84,7 @@ class RunRecord:
     peak_memory_bytes: int = 0
     expectations: list[Checked] = field(default_factory=list)
     exit_code: ExitCode = ExitCode.OK
-    label: str = ""
-    matrix: Mapping[str, Any] = field(default_factory=dict)
+    spec_directory: str = ""
 
     def expect(self, checked: Iterable[Checked]) -> None:
         """Add what became of expectations; a miss decides the exit code of a run without errors."""
@@ -97,6 +96,7 @@ class RunRecord:
         """The contracted run record; paths of outputs are absolute, so that programs find them."""
         return {
             "run_dir": str(self.folder.resolve()),
+            "spec_directory": self.spec_directory,
             "name": self.name,
             **({"label": self.label, "matrix": dict(self.matrix)} if self.label else {}),
             "started": self.started,
@@ -143,8 +143,7 @@ def begin(loaded: LoadedSpec, plan: Plan, numerics: Mapping[str, Any]) -> RunRec
         spec.run.seed,
         [TaskRecord(task.id, task.type) for task in spec.tasks],
         numerics,
-        label=loaded.label,
-        matrix=loaded.matrix,
+        spec_directory=os.path.relpath(loaded.path.parent.resolve(), folder.resolve()),
     )
     try:
         folder.mkdir(parents=True)

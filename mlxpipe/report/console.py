@@ -400,7 +400,7 @@ class ConsoleReporter(Reporter):
             table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
         for row in rows:
             table.add_row(*(Text(visible(_cell(value))) for value in row))
-        self._err.print(Padding(table, (0, 0, 0, 2)))
+        self._err.print(Padding(table, (0, 0, 0, 2), expand=False))
 
     @contextmanager
     def bar(self, label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:

@@ -7,15 +7,7 @@ a `LoadedSpec`).
 
 from mlxpipe.spec.dump import resolved, resolved_yaml
 from mlxpipe.spec.expect import Expectation
-from mlxpipe.spec.load import (
-    LoadedSpec,
-    Settings,
-    load_spec,
-    load_specs,
-    parse_spec,
-    spec_for_source,
-)
-from mlxpipe.spec.matrix import require_one, shard
+from mlxpipe.spec.load import LoadedSpec, load_spec, parse_spec, spec_beside, spec_for_source
 from mlxpipe.spec.model import (
     BUILT_IN_SOURCES,
     FileSource,
@@ -26,7 +18,6 @@ from mlxpipe.spec.model import (
     Quantization,
     RenameRule,
     Run,
-    Source,
     Spec,
 )
 from mlxpipe.spec.origins import origins, resolved_yaml_with_origins
@@ -34,8 +25,12 @@ from mlxpipe.spec.positions import Document, Positions
 from mlxpipe.spec.quantize import PresetRule, QuantizeRule
 from mlxpipe.spec.reader import read_text, read_yaml
 from mlxpipe.spec.schema import json_schema
+from mlxpipe.spec.source import Reference, Source
 from mlxpipe.spec.tasks import (
     TASK_TYPES,
+    BenchmarkTask,
+    CompareTask,
+    EvaluateTask,
     GenerateTask,
     LogitsTask,
     PerplexityTask,
@@ -46,7 +41,10 @@ from mlxpipe.spec.tasks import (
 __all__ = [
     "BUILT_IN_SOURCES",
     "TASK_TYPES",
+    "BenchmarkTask",
+    "CompareTask",
     "Document",
+    "EvaluateTask",
     "Expectation",
     "FileSource",
     "GenerateTask",
@@ -61,6 +59,7 @@ __all__ = [
     "PresetRule",
     "Quantization",
     "QuantizeRule",
+    "Reference",
     "RenameRule",
     "Run",
     "Setting",
@@ -80,7 +79,6 @@ __all__ = [
     "require_one",
     "resolved",
     "resolved_yaml",
-    "resolved_yaml_with_origins",
-    "shard",
+    "spec_beside",
     "spec_for_source",
 ]

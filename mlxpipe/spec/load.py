@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,27 @@ def spec_for_source(source: Path | str, *, set: Settings = None) -> LoadedSpec:
     data = {"version": 1, "name": name, "source": {"path": escape(written)}}
     document = Document(data, Positions(str(path)))
     loaded = _one(_loaded(document, Path(f"{name}.yaml"), set))
+    return replace(loaded, text=resolved_yaml(loaded))
+
+
+def spec_beside(near: LoadedSpec, source: Mapping[str, str]) -> LoadedSpec:
+    """A minimal spec for another source, with the `model` and the relative paths of `near`.
+
+    Args:
+        near: The spec that names the source.
+        source: What its `source` would say.
+
+    Raises:
+        UsageError: as `load_spec`.
+    """
+    data = {
+        "version": 1,
+        "name": as_name(next(iter(source.values()))),
+        "source": dict(source),
+        "model": near.spec.model.model_dump(mode="json"),
+    }
+    document = Document(data, Positions(str(near.path)))
+    loaded = LoadedSpec(_validated(document, interpolations=False), near.path, "", document)
     return replace(loaded, text=resolved_yaml(loaded))
 
 

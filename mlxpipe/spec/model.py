@@ -26,10 +26,10 @@ from mlxpipe.errors import did_you_mean
 from mlxpipe.spec.expect import Expectation, Expectations, check_against_tasks
 from mlxpipe.spec.problems import Problem, either, refusal
 from mlxpipe.spec.quantize import MATCH, Bits, GroupSize, Mode, Recipe, affine_by_default
+from mlxpipe.spec.source import Source
 from mlxpipe.spec.tasks import Task, Tasks, name_tasks
 from mlxpipe.spec.values import (
     Globs,
-    HubName,
     Identifier,
     ModulePattern,
     Name,
@@ -37,7 +37,6 @@ from mlxpipe.spec.values import (
     Regex,
     Section,
     Seed,
-    Text,
     Texts,
     Words,
     check_replacement,
@@ -48,35 +47,6 @@ from mlxpipe.spec.values import (
 BUILT_IN_SOURCES = ("spec", "config", "metadata", "sidecar", "shapes")
 
 Reaction = Literal["error", "warn", "ignore"]
-
-
-class Source(Section):
-    """Where the checkpoint comes from: exactly one of path, hub and ollama."""
-
-    exactly_one: ClassVar = (("path",), ("hub",), ("ollama",))
-    belongs_to: ClassVar = {"revision": "hub", "store": "ollama"}
-
-    path: PathText | None = Field(None, description="A directory, relative to the spec.")
-    hub: HubName | None = Field(None, description="A repository on the Hugging Face Hub.")
-    revision: Text | None = Field(None, description="A commit, branch or tag of the repository.")
-    ollama: (
-        Annotated[
-            str,
-            Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$"),
-            Words("an Ollama model as name or name:tag"),
-        ]
-        | None
-    ) = Field(None, description="A model in an Ollama store, as name or name:tag.")
-    store: PathText | None = Field(
-        None, description="The Ollama store; default: $OLLAMA_MODELS, else ~/.ollama/models."
-    )
-
-    @property
-    def kind(self) -> Literal["path", "hub", "ollama"]:
-        """Which of the three it is."""
-        if self.path is not None:
-            return "path"
-        return "hub" if self.hub is not None else "ollama"
 
 
 class RenameRule(Section):

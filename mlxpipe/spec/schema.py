@@ -7,12 +7,13 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
-from mlxpipe.spec import model, quantize, tasks
+from mlxpipe.spec import model, quantize, source, tasks
 from mlxpipe.spec.values import Section
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _SECTIONS: tuple[type[Section], ...] = (
-    model.Source,
+    source.Source,
+    source.Reference,
     model.Override,
     quantize.QuantizeRule,
     tasks.GenerateTask,

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, Strict, model_validator
 
 from mlxpipe.spec.problems import Problem, refusal
+from mlxpipe.spec.source import Reference
 from mlxpipe.spec.values import (
     Count,
     CountOrZero,
@@ -133,13 +134,79 @@ class PerplexityTask(TextTask):
     type: Literal["perplexity"]
 
 
-Task = GenerateTask | LogitsTask | PerplexityTask
+class CompareTask(TextTask):
+    """Measures how far the model's predictions are from another's, and which modules are worst."""
+
+    type: Literal["compare"]
+    reference: Reference = Field(description="The model to compare with.")
+    layer_tokens: CountOrZero = Field(
+        128,
+        description=(
+            "On how many tokens of the first window the error of each layer and module is "
+            "measured; 0: on none."
+        ),
+    )
+
+
+class BenchmarkTask(_Task):
+    """Measures speed and memory."""
+
+    belongs_to: ClassVar = {"paired_dtype": "paired"}
+
+    type: Literal["benchmark"]
+    prompt_tokens: Count = Field(512, description="Length of the prompt, in tokens.")
+    generation_tokens: Annotated[int, Field(ge=2, le=2**31 - 1)] = Field(
+        128, description="How many tokens are generated after it."
+    )
+    prompt_file: PathText | None = Field(
+        None, description="A text whose first tokens are the prompt; default: random tokens."
+    )
+    warmup: Count = Field(1, description="Runs before those that are measured.")
+    repeats: Count = Field(5, description="Runs that are measured.")
+    loads: Count = Field(1, description="How often the model is loaded and the time taken.")
+    paired: Literal["mlx-lm"] | None = Field(
+        None, description="Measure mlx-lm's own model in turns with ours."
+    )
+    paired_dtype: Literal["checkpoint", "float32", "bfloat16", "float16"] | None = Field(
+        None, description="mlx-lm's activations; default: checkpoint, as mlx-lm loads it."
+    )
+    seed: Seed | None = Field(None, description="Of the random prompt; default: run.seed.")
+
+
+class EvaluateTask(_Task):
+    """Runs tasks of lm-evaluation-harness; needs `pip install 'mlxpipe[evaluate]'`."""
+
+    type: Literal["evaluate"]
+    tasks: Annotated[
+        tuple[Text, ...], Strict(False), Field(min_length=1), Words("a list of task names")
+    ] = Field(description="Names of the harness's tasks, groups or tags.")
+    include: PathText | None = Field(
+        None, description="A directory with YAML files of further tasks, relative to the spec."
+    )
+    num_fewshot: CountOrZero | None = Field(
+        None, description="Examples before each question; default: the task's own number."
+    )
+    limit: Count | None = Field(None, description="Questions of each task, at most; default: all.")
+    chat: bool = Field(False, description="Apply the tokenizer's chat template.")
+    max_tokens: Count = Field(
+        256, description="Tokens to generate per question, where the task says nothing."
+    )
+    context: Annotated[int, Field(ge=2, le=2**31 - 1)] | None = Field(
+        None, description="Longest sequence, in tokens; default: the model's own limit."
+    )
+    download: bool = Field(
+        False, description="Let the harness fetch data sets that are not on this machine."
+    )
+    seed: Seed | None = Field(None, description="Default: run.seed.")
+
+
+Task = GenerateTask | LogitsTask | PerplexityTask | CompareTask | BenchmarkTask | EvaluateTask
 Tasks = Annotated[
     tuple[Annotated[Task, Field(discriminator="type")], ...],
     Strict(False),
     Words("a list of tasks"),
 ]
-TASK_TYPES = ("generate", "logits", "perplexity")
+TASK_TYPES = ("generate", "logits", "perplexity", "compare", "benchmark", "evaluate")
 
 
 def name_tasks(tasks: tuple[Task, ...]) -> tuple[Task, ...]:

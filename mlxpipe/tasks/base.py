@@ -16,6 +16,7 @@ from mlxpipe.spec import LoadedSpec
 
 if TYPE_CHECKING:
     from mlxpipe.graph.numerics import Numerics
+    from mlxpipe.tasks.reference import PlannedReference
 
 
 class Reporter:
@@ -51,6 +52,7 @@ class Context:
         make_model: Loads the model when a task first asks for it; not every task does.
         make_tokenizer: Loads the tokenizer when first asked for.
         reporter: Told of progress.
+        references: Number of a task -> the model it compares with, planned.
     """
 
     loaded: LoadedSpec
@@ -60,6 +62,7 @@ class Context:
     make_model: Callable[[], Any]
     make_tokenizer: Callable[[], Any]
     reporter: Reporter = field(default_factory=Reporter)
+    references: Mapping[int, PlannedReference] = field(default_factory=dict)
 
     @cached_property
     def model(self) -> Any:

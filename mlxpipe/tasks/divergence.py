@@ -42,6 +42,11 @@ def top1_agreement(reference: mx.array, candidate: mx.array) -> mx.array:
     return mx.argmax(reference, axis=-1) == mx.argmax(candidate, axis=-1)
 
 
+def total(values: mx.array) -> float:
+    """The sum of an array, evaluated."""
+    return float(mx.sum(values).item())  # type: ignore[arg-type]
+
+
 def percentile(values: Sequence[float], percent: int) -> float:
     """The value below which `percent` (1 to 99) of 100 lie, interpolated between neighbours."""
     if len(values) == 1:

@@ -10,10 +10,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
 from mlxpipe.spec import PerplexityTask
 from mlxpipe.tasks.base import Context, Outcome
+from mlxpipe.tasks.divergence import total
 from mlxpipe.tasks.windows import Window, WindowedText, negative_log_likelihoods, read_windows
 
 
@@ -45,4 +44,4 @@ def negative_log_likelihood(model: Any, text: WindowedText, window: Window) -> f
     tokens = text.tokens(window)
     first = text.first(window)
     logits = model(tokens[:, :-1])[0, first - 1 :]
-    return float(mx.sum(negative_log_likelihoods(logits, tokens[0, first:])).item())  # type: ignore[arg-type]
+    return total(negative_log_likelihoods(logits, tokens[0, first:]))

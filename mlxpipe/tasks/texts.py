@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mlxpipe.errors import Origin, UsageError
-from mlxpipe.spec import GenerateTask, LoadedSpec, TextTask
+from mlxpipe.spec import BenchmarkTask, CompareTask, GenerateTask, LoadedSpec, TextTask
+from mlxpipe.tasks.reference import reference_spec
 
 
 def check_inputs(loaded: LoadedSpec) -> None:
@@ -23,6 +24,11 @@ def check_inputs(loaded: LoadedSpec) -> None:
             read_prompts(loaded.resolve(task.prompt_file), origin)
         if isinstance(task, TextTask):
             read_text(loaded.resolve(task.data), loaded.origin("tasks", number, "data"))
+        if isinstance(task, CompareTask):
+            reference_spec(loaded, number, task)
+        if isinstance(task, BenchmarkTask) and task.prompt_file is not None:
+            origin = loaded.origin("tasks", number, "prompt_file")
+            read_text(loaded.resolve(task.prompt_file), origin)
 
 
 def read_prompts(path: Path, origin: Origin) -> list[str]:

@@ -131,12 +131,9 @@ QUANTIZATION = [
 TASK = [
     # The same, inside `- {…}` as the only task: its contents begin at 4:6.
     ("type: generat", "unknown-task", 12, "", "did you mean 'generate'?"),
-    ("type: 5", "wrong-type", 12, "", "generate, logits or perplexity"),
+    ("type: 5", "wrong-type", 12, "", "generate, logits, perplexity"),
     ("prompt: x", "missing-key", 5, "", "'type'"),
     ("type: export", "not-yet", 12, "", ""),
-    ("type: compare", "not-yet", 12, "", ""),
-    ("type: benchmark", "not-yet", 12, "", ""),
-    ("type: evaluate", "not-yet", 12, "", ""),
     ("type: logits, id: ../x", "bad-name", 24, "", ""),
     ("type: generate", "missing-key", 5, "", "prompt or prompt_file"),
     ("type: generate, promt: x", "unknown-key", 22, "", "did you mean 'prompt'?"),
