@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -69,6 +70,8 @@ def keep_file_limit() -> Iterator[None]:
 
 
 def _defer() -> None:
+    # transformers tells every caller without PyTorch that models will not work; none is wanted.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if PACKAGE in sys.modules:
         return
     spec = importlib.util.find_spec(PACKAGE)

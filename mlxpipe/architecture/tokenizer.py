@@ -7,7 +7,6 @@ they are shown to the library in a folder of their own, under their own names, J
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -55,8 +54,6 @@ def _show(path: Path, at: Path) -> None:
 
 
 def _load(folder: Path, config: Mapping[str, Any], label: str) -> Any:
-    # transformers tells every caller without PyTorch that models will not work; none is wanted.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     utilities = submodule("tokenizer_utils")
     try:
         return utilities.load(

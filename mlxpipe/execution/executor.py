@@ -116,6 +116,7 @@ def _do(context: Context, number: int, task: TaskRecord, record: RunRecord) -> N
     context.reporter.message(f"{task.id}:")
     # Whichever task comes first loads the model; its own time is without that.
     started = time.perf_counter() - record.load_seconds
+    _note_peak(record)
     try:
         outcome = runner(task.type)(context, number, folder)
     except KeyboardInterrupt:
@@ -131,6 +132,13 @@ def _do(context: Context, number: int, task: TaskRecord, record: RunRecord) -> N
     task.outputs = {name: str(Path(path).resolve()) for name, path in outcome.outputs.items()}
     task.status = "done"
     record.save()
+
+
+def _note_peak(record: RunRecord) -> None:
+    """Keep the run's peak, because a benchmark starts counting anew."""
+    import mlx.core as mx
+
+    record.peak_memory_bytes = max(record.peak_memory_bytes, mx.get_peak_memory())
 
 
 def _named(error: Exception, task: TaskRecord) -> MlxpipeError:
@@ -157,10 +165,8 @@ def _recorded(record: RunRecord) -> Iterator[None]:
         record.exit_code = error.exit_code
         raise RunFailedError(record, error) from error
     finally:
-        import mlx.core as mx
-
         record.seconds = time.perf_counter() - started
-        record.peak_memory_bytes = mx.get_peak_memory()
+        _note_peak(record)
         for task in record.tasks:
             if task.status == "running":  # Ctrl-C between its beginning and its work
                 task.status = "interrupted"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +36,9 @@ from mlxpipe.quant.verify import arithmetic
 from mlxpipe.tasks import Reporter
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+#: What a benchmark adds to the name of what it measured.
+_SPREAD = frozenset({"min", "max", "iqr"})
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
@@ -306,7 +309,7 @@ def print_run(console: Console, record: RunRecord) -> None:
         table.add_column(title)
     table.add_column("seconds", justify="right")
     for task in record.tasks:
-        metrics = ", ".join(f"{name} {number(value)}" for name, value in task.metrics.items())
+        metrics = ", ".join(_metric(name, value) for name, value in _headline(task.metrics))
         style = "green" if task.status == "done" else "red"
         table.add_row(
             task.id, task.type, Text(task.status, style=style), metrics, f"{task.seconds:.2f}"
@@ -331,6 +334,18 @@ def _print_expectations(console: Console, expectations: Iterable[Checked]) -> No
         line.append(f"{each.name}: ", "bold default")
         line.append(f"{visible(each.found)}, expected {each.expected}", "default")
         console.print(line, soft_wrap=True)
+
+
+def _headline(metrics: Mapping[str, float]) -> Iterator[tuple[str, float]]:
+    """The metrics that one row has room for: the spread of another one is in the record."""
+    for name, value in metrics.items():
+        base, _, end = name.rpartition("_")
+        if end not in _SPREAD or base not in metrics:
+            yield name, value
+
+
+def _metric(name: str, value: float) -> str:
+    return f"{name} {size(int(value)) if name.endswith('_bytes') else _number(value)}"
 
 
 def _cell(value: object) -> str:

@@ -8,6 +8,7 @@ from mlxpipe.tasks.base import Context, Outcome, Reporter, Runner
 
 #: Type of a task -> the module whose `run` does it.
 MODULES = {
+    "benchmark": "mlxpipe.tasks.benchmark",
     "compare": "mlxpipe.tasks.compare",
     "generate": "mlxpipe.tasks.generate",
     "logits": "mlxpipe.tasks.logits",

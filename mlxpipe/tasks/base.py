@@ -69,6 +69,10 @@ class Context:
         """The model in evaluation mode, its weights in memory, loaded once."""
         return self.make_model()
 
+    def release(self) -> None:
+        """Let the model go; whoever asks for it next loads it again."""
+        self.__dict__.pop("model", None)
+
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer, loaded once."""
