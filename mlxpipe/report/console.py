@@ -37,8 +37,8 @@ from mlxpipe.tasks import Reporter
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
-#: What a benchmark adds to the name of what it measured.
-_SPREAD = frozenset({"min", "max", "iqr"})
+#: What tasks add to the name of a metric for its spread.
+_SPREAD = frozenset({"min", "max", "iqr", "stderr"})
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 

@@ -10,6 +10,7 @@ from mlxpipe.tasks.base import Context, Outcome, Reporter, Runner
 MODULES = {
     "benchmark": "mlxpipe.tasks.benchmark",
     "compare": "mlxpipe.tasks.compare",
+    "evaluate": "mlxpipe.tasks.evaluate",
     "generate": "mlxpipe.tasks.generate",
     "logits": "mlxpipe.tasks.logits",
     "perplexity": "mlxpipe.tasks.perplexity",

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from mlxpipe.errors import Origin, UsageError
-from mlxpipe.spec import BenchmarkTask, CompareTask, GenerateTask, LoadedSpec, TextTask
+from mlxpipe.spec import (
+    BenchmarkTask,
+    CompareTask,
+    EvaluateTask,
+    GenerateTask,
+    LoadedSpec,
+    TextTask,
+)
 from mlxpipe.tasks.reference import reference_spec
 
 
@@ -29,6 +36,19 @@ def check_inputs(loaded: LoadedSpec) -> None:
         if isinstance(task, BenchmarkTask) and task.prompt_file is not None:
             origin = loaded.origin("tasks", number, "prompt_file")
             read_text(loaded.resolve(task.prompt_file), origin)
+        if isinstance(task, EvaluateTask) and task.include is not None:
+            _check_directory(loaded, number, task.include)
+
+
+def _check_directory(loaded: LoadedSpec, number: int, include: str) -> None:
+    if not loaded.resolve(include).is_dir():
+        raise UsageError(
+            "missing-directory",
+            f"{include} is not a directory",
+            origin=loaded.origin("tasks", number, "include"),
+            expected="a directory with the harness's task files, *.yaml",
+            help="paths are relative to the spec",
+        )
 
 
 def read_prompts(path: Path, origin: Origin) -> list[str]:
