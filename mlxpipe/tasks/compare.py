@@ -22,6 +22,7 @@ from mlxpipe.spec import CompareTask
 from mlxpipe.tasks.base import Context, Outcome
 from mlxpipe.tasks.divergence import ROWS, kl_divergence, percentile, top1_agreement, total
 from mlxpipe.tasks.layerwise import Errors, measure_errors
+from mlxpipe.tasks.logits import vocabulary
 from mlxpipe.tasks.reference import PlannedReference, bytes_in_memory
 from mlxpipe.tasks.windows import (
     Window,
@@ -90,6 +91,8 @@ def run(context: Context, number: int, folder: Path) -> Outcome:
     _check_memory(context, planned, number)
     candidate = context.model
     reference = _load(context, planned)
+    # Before anything runs: MLX would read past the end of the smaller embedding.
+    _check_vocabulary(context, number, vocabulary(reference), vocabulary(candidate))
     drift = _drift(context, number, reference, candidate, text)
     if not task.layer_tokens:
         return Outcome(drift.metrics())
@@ -119,6 +122,7 @@ def _drift(
             first = text.first(window)
             theirs = _logits(reference, text, window)
             ours = _logits(candidate, text, window)
+            # An output projection may have more rows than the embedding.
             _check_vocabulary(context, number, theirs.shape[-1], ours.shape[-1])
             drift.add(theirs, ours, tokens[0, first:])
             advance(done)
@@ -165,8 +169,8 @@ def _around(ids: Sequence[int], place: int) -> str:
     return str(list(ids[place : place + 4])) if place < len(ids) else "the end"
 
 
-def _check_vocabulary(context: Context, number: int, theirs: int, ours: int) -> None:
-    if theirs != ours:
+def _check_vocabulary(context: Context, number: int, theirs: int | None, ours: int | None) -> None:
+    if theirs is not None and ours is not None and theirs != ours:
         raise UsageError(
             "other-vocabulary",
             "the two models predict over vocabularies of different sizes",

@@ -40,23 +40,9 @@ def run(context: Context, number: int, folder: Path) -> Outcome:
     assert isinstance(task, EvaluateTask)
     _check_installed(context, number)
     _settle_network(task.download)
-    # Imported now, because the network must be settled first.
-    import lm_eval
-
     manager = _tasks(context, task, number)
     model = _harness_model(context, task)
-    with _inside(context, task):
-        report = lm_eval.simple_evaluate(
-            model=model,
-            tasks=list(task.tasks),
-            num_fewshot=task.num_fewshot,
-            limit=task.limit,
-            task_manager=manager,
-            apply_chat_template=task.chat,
-            log_samples=False,
-            torch_random_seed=None,
-            **_seeds(_seed(context, task)),
-        )
+    report = _evaluate(context, task, manager, model)
     if model.shortened:
         message = (
             f"{model.shortened} requests were longer than the context and lost their beginning"
@@ -101,6 +87,27 @@ def _settle_network(download: bool) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def _evaluate(context: Context, task: EvaluateTask, manager: Any, model: Any) -> dict[str, Any]:
+    """The harness's report."""
+    from lm_eval import evaluator
+
+    # It would ask git about the current directory, and git complains where there is no repository.
+    evaluator.get_git_commit_hash = lambda: None
+    with _inside(context, task):
+        report: dict[str, Any] = evaluator.simple_evaluate(
+            model=model,
+            tasks=list(task.tasks),
+            num_fewshot=task.num_fewshot,
+            limit=task.limit,
+            task_manager=manager,
+            apply_chat_template=task.chat,
+            log_samples=False,
+            torch_random_seed=None,
+            **_seeds(_seed(context, task)),
+        )
+    return report
+
+
 def _seeds(seed: int) -> dict[str, int]:
     """The harness's seeds; NumPy takes no more than 32 bits."""
     return {
@@ -122,10 +129,7 @@ def _tasks(context: Context, task: EvaluateTask, number: int) -> Any:
         UsageError: `unknown-evaluation`.
         ExecutionError: `no-data-set`.
     """
-    from lm_eval.tasks import TaskManager
-
-    include = None if task.include is None else str(context.loaded.resolve(task.include).resolve())
-    manager = TaskManager(include_path=include)
+    manager = _manager(context, task)
     for name in task.tasks:
         if name not in manager.task_index:
             near = nearest(name, manager.all_tasks, 3)
@@ -153,6 +157,22 @@ def _tasks(context: Context, task: EvaluateTask, number: int) -> Any:
             "files under dataset_kwargs, or let it be fetched with `download: true`",
         ) from error
     return manager
+
+
+def _manager(context: Context, task: EvaluateTask) -> Any:
+    """An index of tasks: those of `include` alone where that is enough.
+
+    The harness's own are thousands of files, which take it half a minute to look through.
+    """
+    from lm_eval.tasks import TaskManager
+
+    if task.include is None:
+        return TaskManager()
+    include = str(context.loaded.resolve(task.include).resolve())
+    own = TaskManager(include_path=include, include_defaults=False)
+    if set(task.tasks) <= set(own.all_subtasks):
+        return own
+    return TaskManager(include_path=include)
 
 
 def _harness_model(context: Context, task: EvaluateTask) -> Any:
