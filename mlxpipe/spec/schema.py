@@ -18,6 +18,7 @@ _SECTIONS: tuple[type[Section], ...] = (
     quantize.QuantizeRule,
     tasks.GenerateTask,
     tasks.LogitsTask,
+    tasks.BenchmarkTask,
 )
 
 _INTERPOLATED = {"type": "string", "pattern": r"\$\{"}

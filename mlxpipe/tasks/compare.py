@@ -20,7 +20,7 @@ from mlxpipe.graph.build import build_model
 from mlxpipe.graph.numerics import memory_bytes
 from mlxpipe.spec import CompareTask
 from mlxpipe.tasks.base import Context, Outcome
-from mlxpipe.tasks.divergence import ROWS, kl_divergence, percentile, top1_agreement, total
+from mlxpipe.tasks.divergence import ROWS, exp, kl_divergence, percentile, top1_agreement, total
 from mlxpipe.tasks.layerwise import Errors, measure_errors
 from mlxpipe.tasks.logits import vocabulary
 from mlxpipe.tasks.reference import PlannedReference, bytes_in_memory
@@ -74,9 +74,9 @@ class Drift:
             "kl_divergence_p99": percentile(self.divergences, 99),
             "kl_divergence_max": max(self.divergences),
             "top1_agreement": self.agreements / tokens,
-            "perplexity": math.exp(self.candidate_nats / tokens),
-            "reference_perplexity": math.exp(self.reference_nats / tokens),
-            "perplexity_ratio": math.exp((self.candidate_nats - self.reference_nats) / tokens),
+            "perplexity": exp(self.candidate_nats / tokens),
+            "reference_perplexity": exp(self.reference_nats / tokens),
+            "perplexity_ratio": exp((self.candidate_nats - self.reference_nats) / tokens),
             "tokens": tokens,
         }
 

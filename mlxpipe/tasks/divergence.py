@@ -47,6 +47,14 @@ def total(values: mx.array) -> float:
     return float(mx.sum(values).item())  # type: ignore[arg-type]
 
 
+def exp(nats: float) -> float:
+    """e^nats, infinite where that is beyond a float: broken models get there."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
+
+
 def percentile(values: Sequence[float], percent: int) -> float:
     """The value below which `percent` (1 to 99) of 100 lie, interpolated between neighbours."""
     if len(values) == 1:

@@ -12,7 +12,7 @@ from typing import Any
 
 from mlxpipe.spec import PerplexityTask
 from mlxpipe.tasks.base import Context, Outcome
-from mlxpipe.tasks.divergence import total
+from mlxpipe.tasks.divergence import exp, total
 from mlxpipe.tasks.windows import Window, WindowedText, negative_log_likelihoods, read_windows
 
 
@@ -31,7 +31,7 @@ def run(context: Context, number: int, folder: Path) -> Outcome:
             advance(done)
     return Outcome(
         {
-            "perplexity": math.exp(nats / tokens),
+            "perplexity": exp(nats / tokens),
             "tokens": tokens,
             "bits_per_byte": nats / math.log(2) / size if size else math.nan,
             "windows": len(text.windows),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxpipe.tasks.divergence import kl_divergence, percentile, top1_agreement
+from mlxpipe.tasks.divergence import exp, kl_divergence, percentile, top1_agreement
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -80,3 +80,9 @@ def test_percentiles_are_numpys(values, percent):
 def test_an_infinite_value_does_not_make_percentiles_nan():
     assert percentile([0.0, 1.0, math.inf], 50) == 1.0
     assert percentile([0.0, 1.0, math.inf], 99) == math.inf
+
+
+def test_the_perplexity_of_a_broken_model_is_infinite_not_an_error():
+    assert exp(1.0) == math.e
+    assert exp(1e4) == math.inf
+    assert math.isnan(exp(math.nan))
