@@ -137,6 +137,19 @@ class PerplexityTask(TextTask):
 class CompareTask(TextTask):
     """Measures how far the model's predictions are from another's, and which modules are worst."""
 
+    metrics: ClassVar = (
+        "kl_divergence",
+        "kl_divergence_p99",
+        "kl_divergence_max",
+        "top1_agreement",
+        "perplexity",
+        "reference_perplexity",
+        "perplexity_ratio",
+        "tokens",
+        "worst_module_error",
+        "last_layer_error",
+    )
+
     type: Literal["compare"]
     reference: Reference = Field(description="The model to compare with.")
     layer_tokens: CountOrZero = Field(
@@ -148,10 +161,25 @@ class CompareTask(TextTask):
     )
 
 
+#: What a benchmark measures more than once.
+REPEATED = (
+    "load_seconds",
+    "first_token_seconds",
+    "prefill_tps",
+    "decode_tps",
+    "prefill_ratio",
+    "decode_ratio",
+)
+
+
 class BenchmarkTask(_Task):
     """Measures speed and memory."""
 
     belongs_to: ClassVar = {"paired_dtype": "paired"}
+    metrics: ClassVar = (
+        "peak_memory_bytes",
+        *(name + end for name in REPEATED for end in ("", "_min", "_max", "_iqr")),
+    )
 
     type: Literal["benchmark"]
     prompt_tokens: Count = Field(512, description="Length of the prompt, in tokens.")
@@ -175,6 +203,8 @@ class BenchmarkTask(_Task):
 
 class EvaluateTask(_Task):
     """Runs tasks of lm-evaluation-harness; needs `pip install 'mlxpipe[evaluate]'`."""
+
+    metrics: ClassVar = None  # the harness's tasks bring their own
 
     type: Literal["evaluate"]
     tasks: Annotated[
