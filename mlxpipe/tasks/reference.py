@@ -181,8 +181,8 @@ def _noted(loaded: LoadedSpec, number: int, task: CompareTask) -> Iterator[None]
 def bytes_in_memory(plan: Plan, numerics: Numerics) -> int:
     """About how many bytes a model's weights take once they are loaded."""
     dtype = numerics.mlx_dtype
-    total = plan.nbytes
+    total = plan.totals.nbytes
     for module in plan.modules.values():
         if dtype is not None and (module.landing is None or numerics.dense):
-            total += module.weights * dtype.size - module.nbytes
+            total += module.weights * dtype.size - module.final_bytes
     return total

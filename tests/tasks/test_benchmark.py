@@ -11,7 +11,7 @@ import pytest
 import mlxpipe
 from mlxpipe.errors import UsageError
 from mlxpipe.execution.executor import RunFailedError
-from mlxpipe.spec import parse_spec
+from mlxpipe.spec import BenchmarkTask, parse_spec
 from mlxpipe.tasks.benchmark import measure
 from tests.builders import STORE_MODEL
 
@@ -89,6 +89,11 @@ def test_mlx_lm_runs_in_turns_with_us(tmp_path):
     )
     ratios = sorted(one / other for one, other in zip(ours, theirs, strict=True))
     assert record.tasks[0].metrics["decode_ratio"] == pytest.approx(ratios[1])
+
+
+def test_expectations_know_every_metric_that_there_can_be(tmp_path):
+    metrics = run(tmp_path, f"{SHORT}, loads: 2, paired: mlx-lm").tasks[0].metrics
+    assert metrics.keys() == set(BenchmarkTask.metrics)
 
 
 def test_without_a_word_on_it_mlx_lm_computes_as_it_loads(tmp_path):

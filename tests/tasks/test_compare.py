@@ -14,7 +14,7 @@ import pytest
 import mlxpipe
 from mlxpipe.errors import MlxpipeError, PlanError, SourceError, UsageError
 from mlxpipe.execution.executor import RunFailedError
-from mlxpipe.spec import parse_spec
+from mlxpipe.spec import CompareTask, parse_spec
 from mlxpipe.tasks.windows import tokenise
 from tests.builders import (
     Raw,
@@ -67,6 +67,7 @@ def test_a_model_does_not_differ_from_itself(tmp_path):
     assert metrics["top1_agreement"] == metrics["perplexity_ratio"] == 1
     assert metrics["perplexity"] == metrics["reference_perplexity"]
     assert metrics["tokens"] == 3 * 63
+    assert metrics.keys() == set(CompareTask.metrics)
     assert {row["accumulated_error"] for row in rows(task, "layers")} == {0.0}
 
 
