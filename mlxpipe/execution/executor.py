@@ -58,10 +58,9 @@ def execute(loaded: LoadedSpec, reporter: Reporter | None = None) -> RunRecord:
     check_inputs(loaded)
     checkpoint = open_source(loaded, progress=True)
     plan = plan_checkpoint(loaded, checkpoint).require_sound()
-    for finding in (*plan.conflicts, *plan.unmatched, *plan.notes):
-        if finding.severity == "warning":
-            reporter.message(finding.render())
     references = plan_references(loaded)
+    for each in (plan, *(reference.plan for reference in references.values())):
+        _warn(each, reporter)
     # Imported after the plan, so that a wrong spec is refused without loading MLX's layers.
     from mlxpipe.graph.numerics import choose, use
 
@@ -84,6 +83,12 @@ def execute(loaded: LoadedSpec, reporter: Reporter | None = None) -> RunRecord:
             _do(context, number, task, record)
         record.expect(check_tasks(loaded, record.tasks))
     return record
+
+
+def _warn(plan: Plan, reporter: Reporter) -> None:
+    for finding in (*plan.conflicts, *plan.unmatched, *plan.notes):
+        if finding.severity == "warning":
+            reporter.message(finding.render())
 
 
 def _load(

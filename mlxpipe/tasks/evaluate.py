@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, chdir, nullcontext
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager, chdir, contextmanager, nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,10 +39,10 @@ def run(context: Context, number: int, folder: Path) -> Outcome:
     task = context.loaded.spec.tasks[number]
     assert isinstance(task, EvaluateTask)
     _check_installed(context, number)
-    _settle_network(task.download)
-    manager = _tasks(context, task, number)
-    model = _harness_model(context, task)
-    report = _evaluate(context, task, manager, model)
+    with _network(task.download):
+        manager = _tasks(context, task, number)
+        model = _harness_model(context, task)
+        report = _evaluate(context, task, manager, model)
     if model.shortened:
         message = (
             f"{model.shortened} requests were longer than the context and lost their beginning"
@@ -73,18 +73,41 @@ def _check_installed(context: Context, number: int) -> None:
         )
 
 
-def _settle_network(download: bool) -> None:
-    """Keep the harness off the network unless the spec lets it; keep its own bars quiet."""
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    import datasets
-    import huggingface_hub
+@contextmanager
+def _network(download: bool) -> Iterator[None]:
+    """Keep the harness off the network inside, unless the spec lets it; keep its bars quiet.
 
-    # Both libraries read the environment when they are imported, which may have been long ago.
-    datasets.config.HF_HUB_OFFLINE = not download
-    huggingface_hub.constants.HF_HUB_OFFLINE = not download
-    datasets.disable_progress_bars()
-    for name in ("lm_eval", "lm-eval", "datasets"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    `datasets` and `huggingface_hub` read the environment when they are imported, which may have
+    been long ago; so their own switches are set, and set back.
+    """
+    with _changed(os.environ, "TQDM_DISABLE", "1"):
+        import datasets
+        import huggingface_hub
+
+        datasets.disable_progress_bars()
+        for name in ("lm_eval", "lm-eval", "datasets"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        libraries = (datasets.config, huggingface_hub.constants)
+        offline = not download or any(each.HF_HUB_OFFLINE for each in libraries)
+        with (
+            _changed(vars(libraries[0]), "HF_HUB_OFFLINE", offline),
+            _changed(vars(libraries[1]), "HF_HUB_OFFLINE", offline),
+        ):
+            yield
+
+
+@contextmanager
+def _changed(settings: MutableMapping[str, Any], name: str, value: Any) -> Iterator[None]:
+    """A setting that has another value inside."""
+    had, before = name in settings, settings.get(name)
+    settings[name] = value
+    try:
+        yield
+    finally:
+        if had:
+            settings[name] = before
+        else:
+            del settings[name]
 
 
 def _evaluate(context: Context, task: EvaluateTask, manager: Any, model: Any) -> dict[str, Any]:
