@@ -33,10 +33,8 @@ if TYPE_CHECKING:
 
 def run(options: Namespace) -> int:
     """`mlxpipe run`."""
-    from mlxpipe.execution.executor import RunFailedError
-    from mlxpipe.report.console import print_run
-    from mlxpipe.report.github import annotate
     from mlxpipe.report.live import ConsoleReporter
+    from mlxpipe.spec import shard
 
     specs = _specs(options)
     if options.shard is not None and not (specs := shard(specs, options.shard)):

@@ -71,6 +71,8 @@ class RunRecord:
         exit_code: What the command ends with.
         spec_directory: Where the spec's relative paths start, relative to `folder`, so that runs
             and specs can be moved together.
+        label: Which combination of a matrix it is, else "".
+        matrix: Axis of the matrix -> what this combination has there.
     """
 
     folder: Path
@@ -85,6 +87,8 @@ class RunRecord:
     expectations: list[Checked] = field(default_factory=list)
     exit_code: ExitCode = ExitCode.OK
     spec_directory: str = ""
+    label: str = ""
+    matrix: Mapping[str, Any] = field(default_factory=dict)
 
     def expect(self, checked: Iterable[Checked]) -> None:
         """Add what became of expectations; a miss decides the exit code of a run without errors."""
@@ -144,6 +148,8 @@ def begin(loaded: LoadedSpec, plan: Plan, numerics: Mapping[str, Any]) -> RunRec
         [TaskRecord(task.id, task.type) for task in spec.tasks],
         numerics,
         spec_directory=os.path.relpath(loaded.path.parent.resolve(), folder.resolve()),
+        label=loaded.label,
+        matrix=loaded.matrix,
     )
     try:
         folder.mkdir(parents=True)

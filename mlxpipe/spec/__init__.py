@@ -7,7 +7,16 @@ a `LoadedSpec`).
 
 from mlxpipe.spec.dump import resolved, resolved_yaml
 from mlxpipe.spec.expect import Expectation
-from mlxpipe.spec.load import LoadedSpec, load_spec, parse_spec, spec_beside, spec_for_source
+from mlxpipe.spec.load import (
+    LoadedSpec,
+    Settings,
+    load_spec,
+    load_specs,
+    parse_spec,
+    spec_beside,
+    spec_for_source,
+)
+from mlxpipe.spec.matrix import require_one, shard
 from mlxpipe.spec.model import (
     BUILT_IN_SOURCES,
     FileSource,
@@ -25,6 +34,7 @@ from mlxpipe.spec.positions import Document, Positions
 from mlxpipe.spec.quantize import PresetRule, QuantizeRule
 from mlxpipe.spec.reader import read_text, read_yaml
 from mlxpipe.spec.schema import json_schema
+from mlxpipe.spec.settings import Setting, parse_setting
 from mlxpipe.spec.source import Reference, Source
 from mlxpipe.spec.tasks import (
     TASK_TYPES,
@@ -79,6 +89,8 @@ __all__ = [
     "require_one",
     "resolved",
     "resolved_yaml",
+    "resolved_yaml_with_origins",
+    "shard",
     "spec_beside",
     "spec_for_source",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -151,11 +151,11 @@ def spec_beside(near: LoadedSpec, source: Mapping[str, str]) -> LoadedSpec:
     data = {
         "version": 1,
         "name": as_name(next(iter(source.values()))),
-        "source": dict(source),
+        "source": {key: escape(value) for key, value in source.items()},
         "model": near.spec.model.model_dump(mode="json"),
     }
     document = Document(data, Positions(str(near.path)))
-    loaded = LoadedSpec(_validated(document, interpolations=False), near.path, "", document)
+    loaded = _one(_loaded(document, near.path))
     return replace(loaded, text=resolved_yaml(loaded))
 
 
