@@ -12,7 +12,7 @@ from dataclasses import replace
 from mlxpipe.checkpoint import Checkpoint
 from mlxpipe.checkpoint.files import collector_paused
 from mlxpipe.checkpoint.source import open_source
-from mlxpipe.errors import Diagnostic, MlxpipeError
+from mlxpipe.errors import Diagnostic, MlxpipeError, Origin
 from mlxpipe.naming import conventions
 from mlxpipe.naming.groups import Group, Grouping, group_tensors
 from mlxpipe.naming.names import Renaming, Rule, strip_leaf
@@ -23,6 +23,7 @@ from mlxpipe.plan.matching import (
     describe_unmatched,
     match_claims,
 )
+from mlxpipe.plan.places import located, locating
 from mlxpipe.plan.plan import Plan, PlannedModule, describe_loser
 from mlxpipe.plan.recipe import Applied, apply_recipe
 from mlxpipe.plan.survey import Subject, Survey, survey_architecture, survey_names
@@ -64,10 +65,11 @@ def plan_checkpoint(
     """As `make_plan`, for a checkpoint that is open already."""
     naming = loaded.spec.naming
     renaming = Renaming(tuple(Rule(rule.match, rule.replace) for rule in naming.rules))
-    grouping = group_tensors(
-        checkpoint.tensors, conventions.select(naming.conventions), renaming, naming.drop
-    )
-    survey, unverified = _survey(loaded, checkpoint, grouping.groups, architecture=architecture)
+    with locating(checkpoint):
+        grouping = group_tensors(
+            checkpoint.tensors, conventions.select(naming.conventions), renaming, naming.drop
+        )
+        survey, unverified = _survey(loaded, checkpoint, grouping.groups, architecture=architecture)
     reading = gather(loaded, checkpoint, survey.groups)
     names = {path: subject.names for path, subject in survey.subjects.items()}
     namespace = Namespace(names, survey.index, renaming, survey.others)
@@ -137,7 +139,7 @@ def _planned(subject: Subject, verdict: Verdict) -> PlannedModule:
     return PlannedModule(
         subject.path,
         subject.kind,
-        replace(verdict, problem=problem),
+        replace(verdict, problem=problem and _placed(problem, subject)),
         layout.name if layout else "",
         landed,
         variant,
@@ -147,6 +149,13 @@ def _planned(subject: Subject, verdict: Verdict) -> PlannedModule:
         subject.nbytes,
         subject.weights or _count_weights(subject, verdict.scheme),
     )
+
+
+def _placed(problem: Diagnostic, subject: Subject) -> Diagnostic:
+    """The problem, at the module's first tensor where no claim is to blame."""
+    if problem.origin is not None or not subject.tensors:
+        return problem
+    return replace(problem, origin=Origin(subject.tensors[0]))
 
 
 def _count_weights(subject: Subject, scheme: Scheme | None) -> int:
@@ -254,11 +263,16 @@ def _assemble(
         modules=modules,
         parameters=survey.parameters,
         groups=survey.groups,
-        problems=tuple(replace(problem, severity="error") for problem in problems),
+        problems=tuple(
+            replace(located(problem, checkpoint), severity="error") for problem in problems
+        ),
         conflicts=() if rules.on_conflict == "ignore" else conflicts,
         stale=_losers(modules, Fate.STALE),
         unmatched=() if rules.on_unmatched == "ignore" else unmatched,
-        notes=(*_notes(findings, survey, matched, modules), *applied.notes),
+        notes=(
+            *(located(note, checkpoint) for note in _notes(findings, survey, matched, modules)),
+            *applied.notes,
+        ),
         unloaded=unloaded,
         ignored=grouping.ignored,
         total_tensors=len(checkpoint.tensors),

@@ -83,7 +83,12 @@ def _below(document: JsonDocument, prefix: tuple[str, ...]) -> Callable[[tuple[s
 
 
 def _block(document: JsonDocument) -> Block:
-    return Block(document.data, lambda below: document.origin(json_pointer(*below)))
+    """The whole document; what is wrong with all of it is at its beginning."""
+
+    def locate(below: tuple[str, ...]) -> Origin:
+        return document.origin(json_pointer(*below)) if below else Origin(document.label, 1, 1)
+
+    return Block(document.data, locate)
 
 
 def _spec_rules(loaded: LoadedSpec) -> Reading:

@@ -172,7 +172,7 @@ def test_an_unexpected_tensor_may_be_dropped(plan):
 def test_a_companion_that_nobody_consumes_is_fatal(plan, companion, code):
     name = f"model.layers.0.self_attn.q_proj.{companion}"
     (problem,) = plan(llama(AFFINE_4_64) | {name: zeros("F16", 128)}, quantized()).problems
-    assert (problem.code, problem.origin.file) == (code, name)
+    assert (problem.code, str(problem.origin)) == (code, f"model.safetensors#/{name}")
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_a_companion_that_nobody_consumes_is_fatal(plan, companion, code):
 def test_a_dense_tensor_of_another_shape(plan, name, tensor, code):
     (problem,) = plan(llama() | {name: tensor}, llama_config()).problems
     assert (problem.code, problem.module) == (code, name.removesuffix(".weight"))
-    assert problem.origin.file == name
+    assert str(problem.origin) == f"model.safetensors#/{name}"
 
 
 def test_a_packed_tensor_of_another_width_fits_no_scheme(plan):
@@ -204,6 +204,33 @@ def test_a_packed_tensor_of_another_width_fits_no_scheme(plan):
     found = plan(llama(AFFINE_4_64) | narrow, llama_config())
     assert codes(found.problems) == ["no-scheme"]
     assert "32·12/128 = 3" in found.problems[0].found
+    assert str(found.problems[0].origin) == "model.safetensors#/lm_head.weight"
+
+
+def test_an_error_about_names_says_which_file_holds_the_tensor(plan):
+    tensors = llama(AFFINE_4_64) | {"x.weight_scale": zeros("F16", 1)}
+    tensors |= {"x.weight": zeros("U32", 1, 8), "x.scales": zeros("F16", 1, 1)}
+    with pytest.raises(PlanError) as caught:
+        plan(tensors, quantized())
+    (finding,) = caught.value.diagnostics
+    assert finding.code == "name-collision"
+    assert str(finding.origin) in (
+        "model.safetensors#/x.scales",
+        "model.safetensors#/x.weight_scale",
+    )
+
+
+def test_a_missing_tensor_is_missing_in_the_checkpoint(plan):
+    tensors = {name: raw for name, raw in llama().items() if name != "model.norm.weight"}
+    (problem,) = plan(tensors, llama_config()).problems
+    assert (problem.code, str(problem.origin)) == ("missing-tensor", ".")
+
+
+def test_what_is_wrong_with_a_whole_side_file_is_at_its_first_line(plan, tmp_path):
+    (tmp_path / "hf_quant_config.json").write_text("{}")
+    (problem,) = plan(llama(), llama_config()).problems
+    assert problem.code == "malformed-quantization"
+    assert str(problem.origin) == "./hf_quant_config.json:1:1"
 
 
 def test_a_packed_tensor_with_too_few_rows(plan):
