@@ -1,4 +1,4 @@
-"""Small tables of numbers that a plan may read: scales of blocks, never weights."""
+"""Small tables that a plan may read: scales of blocks, the start of zero points, never weights."""
 
 from __future__ import annotations
 
@@ -15,6 +15,37 @@ _NOT_EXPONENT = {"F32": (4, 0x807FFFFF), "BF16": (2, 0x807F), "F16": (2, 0x83FF)
 
 #: dtype -> mask of its exponent, which must be neither 0 nor all ones: a normal number.
 _EXPONENT = {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
+
+#: How much of packed codes is read, and how many of them must be there to tell anything.
+SAMPLE_BYTES = 4096
+FEWEST_CODES = 64
+
+#: Codes after which their bits end with a word, whatever their width.
+WORD_CODES = 32
+
+
+def repeated_code(checkpoint: Checkpoint, name: str, bits: int) -> int | None:
+    """The one code that the beginning of packed codes repeats.
+
+    Args:
+        checkpoint: The open checkpoint.
+        name: A tensor of codes, packed contiguously from the lowest bit on.
+        bits: The width of a code.
+
+    Returns:
+        The code; None where codes differ, or are too few to tell a rule from chance.
+    """
+    unit = WORD_CODES * bits // 8
+    tensor = checkpoint.tensors[name]
+    count = min(tensor.nbytes, SAMPLE_BYTES) // unit
+    if count * WORD_CODES < FEWEST_CODES:
+        return None
+    with checkpoint.shards[tensor.shard].path.open("rb") as file:
+        file.seek(tensor.start)
+        data = file.read(count * unit)
+    code = data[0] & ((1 << bits) - 1)
+    word = sum(code << (bits * place) for place in range(WORD_CODES)).to_bytes(unit, "little")
+    return code if data == word * count else None
 
 
 def powers_of_two(checkpoint: Checkpoint, names: Iterable[str]) -> bool | None:

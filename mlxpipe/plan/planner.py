@@ -27,10 +27,11 @@ from mlxpipe.plan.places import located, locating
 from mlxpipe.plan.plan import Plan, PlannedModule, describe_loser
 from mlxpipe.plan.recipe import Applied, apply_recipe
 from mlxpipe.plan.survey import Subject, Survey, survey_architecture, survey_names
-from mlxpipe.quant.claims import ASYMMETRIC, Claim, Reach, Reading
+from mlxpipe.plan.variants import settle
+from mlxpipe.quant.claims import Claim, Reach, Reading
 from mlxpipe.quant.dialects.fields import CACHE_PRECISION, CACHE_SCALE
 from mlxpipe.quant.gather import gather
-from mlxpipe.quant.layouts import EXACT, LOSSY, Layout, landing
+from mlxpipe.quant.layouts import EXACT, LOSSY, landing
 from mlxpipe.quant.merge import Fate, Verdict, judge
 from mlxpipe.quant.modes import Scheme
 from mlxpipe.quant.verify import arithmetic
@@ -74,7 +75,7 @@ def plan_checkpoint(
     names = {path: subject.names for path, subject in survey.subjects.items()}
     namespace = Namespace(names, survey.index, renaming, survey.others)
     matched = match_claims(reading.claims, namespace)
-    modules = _judge_all(survey.subjects, matched, loaded)
+    modules = _judge_all(survey, matched, loaded, checkpoint)
     applied = apply_recipe(loaded, survey, namespace, modules)
     plan = _assemble(loaded, checkpoint, survey, reading, matched, applied, grouping)
     return replace(plan, unverified=unverified, notes=(*_told(unverified), *plan.notes))
@@ -115,27 +116,23 @@ def _told(unverified: Iterable[Diagnostic]) -> Iterator[Diagnostic]:
 
 
 def _judge_all(
-    subjects: Mapping[str, Subject],
-    matched: Matched,
-    loaded: LoadedSpec,
+    survey: Survey, matched: Matched, loaded: LoadedSpec, checkpoint: Checkpoint
 ) -> dict[str, PlannedModule]:
     precedence = loaded.spec.quantization.precedence
     modules = {}
-    for path, subject in subjects.items():
+    for path, subject in survey.subjects.items():
         verdict = judge(path, matched.by_module.get(path, ()), subject.evidence, precedence)
-        modules[path] = _planned(subject, verdict)
+        variant, problem = settle(subject, verdict, survey.groups, checkpoint)
+        modules[path] = _planned(subject, verdict, variant, problem)
     return modules
 
 
-def _planned(subject: Subject, verdict: Verdict) -> PlannedModule:
+def _planned(
+    subject: Subject, verdict: Verdict, variant: str, misstored: Diagnostic | None
+) -> PlannedModule:
     layout = subject.layout
     landed, grade = _landing(subject, verdict)
-    variant = _variant(layout, verdict)
-    problem = verdict.problem or _unlandable(subject, verdict, landed, grade)
-    if problem is None and layout and layout.variants and not variant and verdict.scheme:
-        problem = _undeclared(subject, layout)
-    if problem is None and verdict.judged and verdict.judged[0].claim.variant == ASYMMETRIC:
-        problem = _without_zero_points(subject, verdict)
+    problem = verdict.problem or _unlandable(subject, verdict, landed, grade) or misstored
     return PlannedModule(
         subject.path,
         subject.kind,
@@ -195,37 +192,6 @@ def _unlandable(
         found="\n".join(arithmetic(subject.evidence)),
         expected="affine groups that 32 divides, or a mode of MLX",
         help="requantise the checkpoint with groups of 32, 64 or 128",
-    )
-
-
-def _variant(layout: Layout | None, verdict: Verdict) -> str:
-    if layout is None:
-        return ""
-    declared = (judged.claim.variant for judged in verdict.judged)
-    return next((name for name in declared if name in layout.variants), "")
-
-
-def _without_zero_points(subject: Subject, verdict: Verdict) -> Diagnostic | None:
-    if "zero_points" in subject.roles or subject.layout is None:
-        return None
-    return Diagnostic(
-        "missing-zero-points",
-        f"'{subject.path}' is declared asymmetric, and the checkpoint has no zero points for it",
-        origin=verdict.origin,
-        module=subject.path,
-        found="; ".join(subject.tensors),
-        help="a shard may be missing, or the declaration is wrong",
-    )
-
-
-def _undeclared(subject: Subject, layout: Layout) -> Diagnostic:
-    return Diagnostic(
-        "undeclared-variant",
-        f"nobody says which variant of {layout.name} '{subject.path}' is stored in",
-        module=subject.path,
-        found="; ".join(subject.tensors[:2]),
-        expected="one of " + ", ".join(layout.variants),
-        help="config.json or quantize_config.json has it: quant_method and checkpoint_format",
     )
 
 
