@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlxpipe.checkpoint import Checkpoint, JsonDocument, json_pointer
 from mlxpipe.checkpoint.json_reader import read_json
-from mlxpipe.errors import Origin, UsageError
+from mlxpipe.errors import Diagnostic, Origin, UsageError
 from mlxpipe.naming.groups import Group
 from mlxpipe.naming.names import is_pattern
 from mlxpipe.quant import dialects, mlx_dialect, ollama_dialect
@@ -55,13 +55,33 @@ def _config(document: JsonDocument | None) -> list[Reading]:
     """What config.json declares: another producer's block first, so that mlx-lm's own wins."""
     if document is None:
         return []
-    whole = _block(document)
-    foreign = [
-        dialects.read_block(Block(block, _below(document, path)), "config")
+    blocks = [
+        Block(block, _below(document, path))
         for path in FOREIGN_PLACES
         if isinstance(block := _at(document.data, path), Mapping) and mlx_dialect.is_foreign(block)
     ]
-    return [*foreign[-1:], mlx_dialect.read_config(whole)]
+    foreign = [dialects.read_block(block, "config") for block in blocks[-1:]]
+    disagreeing = Reading(conflicts=tuple(_disagreements(blocks)))
+    return [*foreign, disagreeing, mlx_dialect.read_config(_block(document))]
+
+
+def _disagreements(blocks: Sequence[Block]) -> Iterator[Diagnostic]:
+    """Another producer's blocks that say something else than the last one, which is read."""
+    for block in blocks[:-1]:
+        read = blocks[-1]
+        if block.data == read.data:
+            continue
+        keys = sorted({*block.data, *read.data})
+        key = next(key for key in keys if block.data.get(key) != read.data.get(key))
+        here, there = read.locate(()), block.locate(())
+        yield Diagnostic(
+            "disagreeing-blocks",
+            f"config.json declares the quantisation twice, with another '{key:.60}'",
+            origin=block.locate((key,)) if key in block.data else there,
+            found=f"{here.pointer} is read, {there.pointer} is not",
+            help="remove one of the two blocks",
+            severity="warning",
+        )
 
 
 def _sidecars(checkpoint: Checkpoint) -> list[Reading]:

@@ -10,6 +10,7 @@ from builders import (
     AFFINE_4_64,
     AFFINE_8_32,
     AFFINE_8_64,
+    DATA,
     DOWN,
     EMBED,
     GATE,
@@ -320,6 +321,23 @@ def test_two_blocks_that_disagree_are_a_conflict_and_may_be_an_error(plan):
     assert caught.value.code == "disagreeing-blocks"
     assert f"/quantization/{Q}" in text
     assert f"/quantization_config/{Q}" in text
+
+
+def test_two_blocks_of_another_producer_that_disagree_are_a_conflict(tmp_path):
+    """The one at the top is read, as transformers does; the other one is not passed over."""
+    folder = DATA / "ct-mixed-llama"
+    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    block = config["quantization_config"]
+    for other, count in ((block, 0), (block | {"ignore": []}, 1)):
+        text = json.dumps(config | {"text_config": {"quantization_config": other}})
+        (tmp_path / "config.json").write_text(text)
+        found = make_plan(tmp_path).require_sound()
+        assert [one.code for one in found.conflicts] == ["disagreeing-blocks"] * count
+    assert found.conflicts[0].origin.pointer == "/text_config/quantization_config/ignore"
+    assert "'ignore'" in found.conflicts[0].message
+    strict = make_plan(spec(tmp_path, quantization={"on_conflict": "error"}))
+    assert [one.code for one in strict.problems] == ["disagreeing-blocks"]
 
 
 # --- the zoo ---------------------------------------------------------------------------------
