@@ -141,7 +141,7 @@ def _record(
         return [result[name] for name in wanted]
 
     try:
-        with _without_contiguous():
+        with without_contiguous():
             mx.export_function(events.append, outputs, (), dict(placeholders))
     except (RuntimeError, ValueError) as error:  # MLX refuses to evaluate what it records
         raise PlanError(
@@ -153,7 +153,7 @@ def _record(
 
 
 @contextmanager
-def _without_contiguous() -> Iterator[None]:
+def without_contiguous() -> Iterator[None]:
     """Make `mx.contiguous` a no-op: MLX cannot record it, and it changes no value and no shape."""
     original = mx.contiguous
     mx.contiguous = lambda array, *_, **__: array

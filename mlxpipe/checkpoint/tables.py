@@ -1,7 +1,9 @@
-"""Small tables that a plan may read: scales of blocks, the start of zero points, never weights."""
+"""Small tables that a plan may read: scales of blocks, zero points, norms; never weights."""
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Iterable
 
 from mlxpipe.checkpoint.inventory import Checkpoint
@@ -72,6 +74,29 @@ def powers_of_two(checkpoint: Checkpoint, names: Iterable[str]) -> bool | None:
         if not _all_powers(data, tensor.dtype):
             return False
     return True
+
+
+#: dtype -> `struct` code of a value; BF16 is the upper half of F32.
+_CODES = {"F32": "f", "F16": "e", "BF16": "f"}
+
+#: Beyond this many bytes a vector is not read.
+VECTOR_LIMIT = 1 << 20
+
+
+def mean(checkpoint: Checkpoint, name: str) -> float | None:
+    """The mean of a vector of weights, such as a norm's; None where it is large or
+    holds other things than finite floats."""
+    tensor = checkpoint.tensors[name]
+    if tensor.dtype not in _CODES or not 0 < tensor.nbytes <= VECTOR_LIMIT:
+        return None
+    with checkpoint.shards[tensor.shard].path.open("rb") as file:
+        file.seek(tensor.start)
+        data = file.read(tensor.nbytes)
+    if tensor.dtype == "BF16":
+        data = b"".join(b"\0\0" + data[at : at + 2] for at in range(0, len(data), 2))
+    values = [value for (value,) in struct.iter_unpack("<" + _CODES[tensor.dtype], data)]
+    average = math.fsum(values) / len(values) if all(map(math.isfinite, values)) else math.nan
+    return average if math.isfinite(average) else None
 
 
 def _all_powers(data: bytes, dtype: str) -> bool:

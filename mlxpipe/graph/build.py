@@ -15,18 +15,15 @@ from mlx.utils import tree_flatten
 from mlxpipe.architecture.skeleton import Kind, Module, Skeleton, build_skeleton
 from mlxpipe.checkpoint import Checkpoint
 from mlxpipe.errors import ExecutionError
+from mlxpipe.graph.cuts import NVFP4_AMAX, join_rows, take_rows, unpacked
 from mlxpipe.graph.layers import PackedEmbedding, PackedExperts, PackedLinear
 from mlxpipe.graph.layouts import CONVERTERS, Packing
 from mlxpipe.graph.numerics import Numerics
 from mlxpipe.graph.recipe import apply, dense_weight
-from mlxpipe.naming.experts import OUTPUT_AXIS
-from mlxpipe.naming.groups import Part
-from mlxpipe.plan.plan import Plan, PlannedModule
-from mlxpipe.quant.layouts import LOSSY, PACKED_ROLES
+from mlxpipe.naming.groups import Group, Part
+from mlxpipe.plan.plan import AS_STORED, PLUS_ONE, TURNED, Parameter, Plan, PlannedModule
+from mlxpipe.quant.layouts import LAYOUTS, LOSSY, PACKED_ROLES, landing
 from mlxpipe.quant.modes import Scheme
-
-#: multiplier = amax / (largest e4m3 * largest e2m1): how MLX stores nvfp4's tensor scale.
-NVFP4_AMAX = 448.0 * 6.0
 
 #: How many files may be open at once before their tensors are read eagerly.
 OPEN_FILES = 128
@@ -43,6 +40,16 @@ EXTRAS = frozenset({"multiplier", "permutation"})
 
 #: Kinds whose dense layer does what the packed one does.
 DENSE_FORMS = frozenset({Kind.LINEAR, Kind.EMBEDDING, Kind.EXPERTS})
+
+#: `Parameter.instead` -> what makes the parameter of its tensor.
+INSTEAD: Mapping[str, Callable[[mx.array], mx.array]] = {
+    AS_STORED: lambda array: array,
+    PLUS_ONE: lambda array: array + 1.0,
+    TURNED: lambda array: array.moveaxis(2, 1),
+}
+
+#: Layouts whose conversion gives a dense weight by itself.
+DENSE_LAYOUTS = frozenset(row.name for row in LAYOUTS if row.grade == LOSSY)
 
 #: Called with (bytes loaded, bytes in all).
 Progress = Callable[[int, int], None]
@@ -74,12 +81,13 @@ def build_model(
     skeleton = build_skeleton(checkpoint.config.data)
     model = skeleton.model
     arrays, extras = _canonical_arrays(plan, checkpoint, dtype)
-    outputs = model.sanitize(arrays) if hasattr(model, "sanitize") else arrays
-    del arrays
+    # Its own dictionary: a `sanitize` may take out of it what it has seen.
+    outputs = model.sanitize(dict(arrays)) if hasattr(model, "sanitize") else arrays
     parameters = {
-        parameter.name: outputs[parameter.output] for parameter in plan.parameters.values()
+        parameter.name: _final(parameter, outputs, arrays)
+        for parameter in plan.parameters.values()
     }
-    del outputs
+    del arrays, outputs
     parameters = {**dict(_exact_multipliers(parameters, plan)), **extras}
     _apply_recipe(plan, parameters)
     parameters = {name: _cast(model, name, array, dtype) for name, array in parameters.items()}
@@ -103,29 +111,41 @@ def _canonical_arrays(
     renames its weights might lose them.
     """
     wanted = {
-        name
-        for group in plan.groups.values()
-        for part in group.parts.values()
-        for name in part.names
+        name for group in plan.groups.values() for role in group.parts for name in group.names(role)
     }
     tensors = _open_tensors(checkpoint, wanted)
     modules = {
         module.group: module
         for module in plan.modules.values()
-        if module.layout in CONVERTERS and module.scheme is not None
+        if module.scheme is not None and (module.layout in CONVERTERS or module.converted is None)
     }
     arrays: dict[str, mx.array] = {}
     extras: dict[str, mx.array] = {}
     for group in plan.groups.values():
-        parts = {role: _assemble(role, part, tensors) for role, part in group.parts.items()}
         module = modules.get(group.path)
+        # A recipe starts from the checkpoint's own numbers, whatever the activations are.
+        rounding = None if module is not None and module.changed else dtype
+        parts = _group_arrays(group, module, tensors, rounding)
         if module is not None:
-            # A recipe starts from the checkpoint's own numbers, whatever the activations are.
-            parts = _convert(module, parts, None if module.changed else dtype)
             for leaf in EXTRAS & parts.keys():
                 extras[f"{module.path}.{leaf}"] = parts.pop(leaf)
         arrays |= {group.canonical(role): array for role, array in parts.items()}
     return arrays, extras
+
+
+def _group_arrays(
+    group: Group,
+    module: PlannedModule | None,
+    tensors: Mapping[str, mx.array],
+    dtype: mx.Dtype | None,
+) -> dict[str, mx.array]:
+    """A group in MLX's layout: converted first, then cut, because producers pack along any axis."""
+    parts = {role: _assemble(part, tensors) for role, part in group.parts.items()}
+    if module is not None:
+        parts = _convert(module, parts, dtype)
+    own = take_rows(parts, group.rows)
+    others = [_group_arrays(other, module, tensors, dtype) for other in group.others]
+    return join_rows([own, *others])
 
 
 def _convert(
@@ -134,9 +154,11 @@ def _convert(
     """A producer's arrays as MLX's; roles that the layout does not take stay."""
     evidence = module.verdict.evidence
     assert module.scheme is not None and evidence.in_features is not None
+    made_dense = module.converted is None and module.layout not in DENSE_LAYOUTS
+    landed = landing(module.scheme, evidence.in_features) if made_dense else module.converted
     packing = Packing(
         module.scheme,
-        module.converted,
+        landed,
         module.variant,
         evidence.in_features,
         dtype,
@@ -144,7 +166,9 @@ def _convert(
     )
     rest = {role: array for role, array in parts.items() if role not in PACKED_ROLES}
     try:
-        return {**rest, **CONVERTERS[module.layout](parts, packing)}
+        converter = CONVERTERS.get(module.layout)
+        triple = {**rest, **converter(parts, packing)} if converter else parts
+        return unpacked(triple, landed, dtype) if made_dense and landed else triple
     except ValueError as error:
         raise ExecutionError(
             "unconvertible",
@@ -173,17 +197,19 @@ def _open_tensors(checkpoint: Checkpoint, wanted: set[str]) -> dict[str, mx.arra
     return tensors
 
 
-def _assemble(role: str, part: Part, tensors: Mapping[str, mx.array]) -> mx.array:
+def _assemble(part: Part, tensors: Mapping[str, mx.array]) -> mx.array:
     if part.stacked:
-        array = mx.stack([tensors[name] for name in part.names])
-    else:
-        array = tensors[part.names[0]]
-    axis = OUTPUT_AXIS.get(role)
-    if part.rows is None or axis is None:
-        return array
-    where: list[Any] = [slice(None)] * array.ndim
-    where[axis] = slice(*part.rows)
-    return array[tuple(where)]
+        return mx.stack([tensors[name] for name in part.names])
+    return tensors[part.names[0]]
+
+
+def _final(
+    parameter: Parameter, outputs: Mapping[str, mx.array], arrays: Mapping[str, mx.array]
+) -> mx.array:
+    """What `sanitize` made, or what the plan wants instead."""
+    if not parameter.instead:
+        return outputs[parameter.output]
+    return INSTEAD[parameter.instead](arrays[parameter.inputs[0]])
 
 
 def _cast(model: Any, name: str, array: mx.array, dtype: mx.Dtype | None) -> mx.array:

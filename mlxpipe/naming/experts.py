@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from mlxpipe.errors import Origin, PlanError
-from mlxpipe.naming.groups import ANY_EXPERT, Group, Part
-from mlxpipe.naming.names import EXPERTS, parse_expert
+from mlxpipe.naming.groups import ANY_EXPERT, Group, Part, Run
+from mlxpipe.naming.names import EXPERTS, parse_expert, rewrap
 
 #: Where an architecture keeps the projection `{p}` of the block at `{b}`.
 PLACES = (
@@ -29,21 +29,14 @@ PROJECTIONS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 #: A fused projection -> its parts, in the order of their rows.
 FUSED = {"gate_up_proj": ("gate_proj", "up_proj")}
 
-#: Role -> the axis, from the end, that holds the output features; None: the same for all rows.
-OUTPUT_AXIS: Mapping[str, int | None] = {
-    "weight": -2,
-    "scales": -2,
-    "biases": -2,
-    "bias": -1,
-    "amax": None,
-    "multiplier": None,
-}
-
 #: What a stacked group's path has in the place of `.experts.` and a number.
 STACKED = f"{EXPERTS}{ANY_EXPERT}."
 
 #: What finds the module meant by a path: `PathIndex.find`.
 Find = Callable[[str], str | None]
+
+#: How many output features a group's weight has: producers' layouts differ in where they are.
+Outputs = Callable[[Group], int]
 
 
 def collapse_path(path: str) -> str:
@@ -70,12 +63,13 @@ def _locate(block: str, projection: str, find: Find) -> str | None:
     return next((path for path in candidates if path is not None), None)
 
 
-def place_experts(groups: Mapping[str, Group], find: Find) -> dict[str, Group]:
+def place_experts(groups: Mapping[str, Group], find: Find, outputs: Outputs) -> dict[str, Group]:
     """Groups with packed experts stacked, split and renamed to the architecture's modules.
 
     Args:
         groups: Path -> group, as `group_tensors` made them.
         find: Finds the module meant by a path.
+        outputs: Counts the rows of a fused weight.
 
     Raises:
         PlanError: experts of one projection that differ in their tensors, or a gap in their
@@ -88,24 +82,24 @@ def place_experts(groups: Mapping[str, Group], find: Find) -> dict[str, Group]:
         if name is None:
             _add(placed, group)
         elif STACKED in path:
-            _place_stack(placed, group, find)
+            _place_stack(placed, group, find, outputs)
         elif name.index is None:
-            _place(placed, group, find)
+            _place(placed, group, find, outputs)
         else:
             members.setdefault(collapse_path(path), {})[name.index] = group
     for path, experts in members.items():
         if targets(path, find):
-            _place(placed, stack(path, experts), find)
+            _place(placed, stack(path, experts), find, outputs)
         else:
             placed.update((group.path, group) for group in experts.values())
     return placed
 
 
-def _place_stack(placed: dict[str, Group], group: Group, find: Find) -> None:
+def _place_stack(placed: dict[str, Group], group: Group, find: Find, outputs: Outputs) -> None:
     """A group of experts stacked already, or each of them where nobody wants them stacked."""
     path = group.path.replace(STACKED, EXPERTS)
     if targets(path, find):
-        _place(placed, replace(group, path=path), find)
+        _place(placed, replace(group, path=path), find, outputs)
         return
     for number in range(group.parts["weight"].shape[0]):
         parts = {
@@ -118,8 +112,8 @@ def _place_stack(placed: dict[str, Group], group: Group, find: Find) -> None:
         )
 
 
-def _place(placed: dict[str, Group], group: Group, find: Find) -> None:
-    for part in split(group, targets(group.path, find)):
+def _place(placed: dict[str, Group], group: Group, find: Find, outputs: Outputs) -> None:
+    for part in split(group, targets(group.path, find), outputs):
         _add(placed, part)
 
 
@@ -194,8 +188,11 @@ def _spell(form: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:
     return ", ".join(f"{role} {dtype} {list(shape)}" for role, (dtype, shape) in form.items())
 
 
-def split(group: Group, modules: tuple[str, ...]) -> Iterator[Group]:
+def split(group: Group, modules: tuple[str, ...], outputs: Outputs) -> Iterator[Group]:
     """The group renamed to its module, or its rows divided evenly among several.
+
+    It keeps the wrappers of the checkpoint's names: a `sanitize` may tell a whole namespace by
+    them, and drop what is in another.
 
     Raises:
         PlanError: rows that cannot be divided evenly.
@@ -203,26 +200,21 @@ def split(group: Group, modules: tuple[str, ...]) -> Iterator[Group]:
     if not modules:
         yield group
     elif len(modules) == 1:
-        yield replace(group, path=modules[0])
+        yield replace(group, path=rewrap(modules[0], group.path), stored=group.path)
     else:
+        size = _even_share(group, outputs(group), len(modules))
         for number, module in enumerate(modules):
-            parts = {role: _share(group, role, number, len(modules)) for role in group.parts}
-            yield Group(module, parts, group.convention)
+            run = Run(number * size, (number + 1) * size)
+            path = rewrap(module, group.path)
+            yield replace(group, path=path, rows=(run,), stored=group.path)
 
 
-def _share(group: Group, role: str, number: int, count: int) -> Part:
-    part = group.parts[role]
-    axis = OUTPUT_AXIS.get(role)
-    if axis is None:
-        return part
-    rows = part.shape[axis]
+def _even_share(group: Group, rows: int, count: int) -> int:
     if rows % count:
+        name = group.parts["weight"].names[0]
         raise PlanError(
             "uneven-fusion",
-            f"the {rows} rows of '{part.names[0]}' do not divide into {count} projections",
-            origin=Origin(part.names[0]),
+            f"the {rows} rows of '{name}' do not divide into {count} projections",
+            origin=Origin(name),
         )
-    size = rows // count
-    shape = list(part.shape)
-    shape[axis] = size
-    return part._replace(shape=tuple(shape), rows=(number * size, (number + 1) * size, 1))
+    return rows // count

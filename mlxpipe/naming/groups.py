@@ -35,22 +35,28 @@ class TensorLike(Protocol):
         """The shape in the header."""
 
 
+class Run(NamedTuple):
+    """Some rows of a weight: `range(start, stop, step)` of its output features."""
+
+    start: int
+    stop: int
+    step: int = 1
+
+
 class Part(NamedTuple):
     """One role of a group: where its values come from.
 
     Attributes:
         dtype: safetensors dtype.
-        shape: The shape after stacking and slicing.
+        shape: The shape after stacking.
         names: The checkpoint's tensors; several are stacked along a new first axis.
         stacked: Whether `names` are experts to stack (even if there is only one).
-        rows: (start, stop, step) taken along the output axis, or None for all.
     """
 
     dtype: str
     shape: tuple[int, ...]
     names: tuple[str, ...]
     stacked: bool = False
-    rows: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +67,34 @@ class Group:
         path: Canonical path, after the user's rules.
         parts: Role (`weight`, `scales`, …, or a parameter's own leaf such as `A_log`) -> part.
         convention: The row that named the companions, "" where there are none.
+        rows: What is taken of a fused layer, in MLX's layout; () for all of it. Producers pack
+            along either axis, so nothing is cut before it is MLX's.
+        others: Groups whose rows follow, where the architecture fuses what the checkpoint has in
+            parts.
+        stored: The path in the checkpoint, where a placed group has another.
     """
 
     path: str
     parts: Mapping[str, Part]
     convention: str = ""
+    rows: tuple[Run, ...] = ()
+    others: tuple[Group, ...] = ()
+    stored: str = ""
 
     @property
     def packed(self) -> bool:
         """Whether there is a weight and it is packed: it has scales."""
         return "weight" in self.parts and "scales" in self.parts
+
+    def names(self, role: str) -> tuple[str, ...]:
+        """The checkpoint's tensors of a role, those of `others` included."""
+        own = self.parts[role].names if role in self.parts else ()
+        return own + tuple(name for other in self.others for name in other.names(role))
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The checkpoint's tensors, of all roles."""
+        return tuple(name for role in self.parts for name in self.names(role))
 
     def canonical(self, role: str) -> str:
         """The name under which a role goes to the architecture."""

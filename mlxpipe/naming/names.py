@@ -37,6 +37,11 @@ def core(path: str) -> str:
         rest = tail
 
 
+def rewrap(path: str, like: str) -> str:
+    """A module's path in the namespace of another: its own wrappers replaced by that one's."""
+    return like[: len(like) - len(core(like))] + core(path)
+
+
 def strip_leaf(key: str) -> str:
     """An override key as a module path: `a.b.weight` -> `a.b`."""
     for leaf in PARAMETER_LEAVES:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlxpipe.architecture.lineage import Lineage
 from mlxpipe.architecture.skeleton import Module, Skeleton
 from mlxpipe.errors import Diagnostic, Origin, nearest
 from mlxpipe.naming.groups import Group
 from mlxpipe.naming.names import core
-from mlxpipe.plan.plan import Parameter
+from mlxpipe.plan.plan import TURNED, Parameter
 from mlxpipe.quant.dialects.fields import CACHE_SCALE
 from mlxpipe.quant.verify import Array
 
@@ -92,6 +92,9 @@ def bind(
             continue
         parameters[name] = Parameter(name, output, lineage.inputs, lineage.operations, sources)
         arrays[name] = Array(lineage.dtype, lineage.shape)
+        if _is_unturned(lineage, expected.get(name)):
+            parameters[name] = replace(parameters[name], instead=TURNED)
+            arrays[name] = Array(lineage.dtype, expected[name])
     problems += [_missing(name, tensors) for name in expected if name not in parameters]
     problems += _misshapen(skeleton.modules, arrays, parameters)
     used = {each for parameter in parameters.values() for each in parameter.inputs}
@@ -99,10 +102,19 @@ def bind(
     return Binding(parameters, arrays, tuple(problems), tuple(notes), unloaded)
 
 
+def _is_unturned(lineage: Lineage, expected: tuple[int, ...] | None) -> bool:
+    """Whether `sanitize` left a depthwise convolution with PyTorch's axes [C, 1, K].
+
+    One that turns it only along with dense experts (qwen3_next) does not where those are packed.
+    """
+    shape = lineage.shape
+    return len(shape) == 3 and shape[1] == 1 != shape[2] and expected == (shape[0], shape[2], 1)
+
+
 def _sources(name: str, group: Group) -> tuple[str, ...]:
     """The checkpoint's tensors behind a name; what a layout computes comes from its weight."""
-    named = {group.canonical(role): part.names for role, part in group.parts.items()}
-    return named.get(name) or group.parts["weight"].names
+    named = {group.canonical(role): group.names(role) for role in group.parts}
+    return named.get(name) or group.names("weight")
 
 
 def _align(

@@ -113,6 +113,11 @@ class PlannedModule:
         return {**fields, "grade": self.grade, "source": self.verdict.source, "origin": origin}
 
 
+#: What may be done with a tensor instead of what `sanitize` does: nothing; 1 is added; the axes
+#: [C, 1, K] of PyTorch's depthwise convolutions become MLX's [C, K, 1].
+AS_STORED, PLUS_ONE, TURNED = "as stored", "plus one", "turned"
+
+
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """One parameter of the model and where it comes from.
@@ -123,6 +128,8 @@ class Parameter:
         inputs: Canonical names that `sanitize` made it from.
         operations: What `sanitize` did to them.
         tensors: The checkpoint's tensors behind the inputs.
+        instead: What is made of the first input in the place of what `sanitize` made of it:
+            `AS_STORED`, `PLUS_ONE` or `TURNED`; "" where its word stands.
     """
 
     name: str
@@ -130,6 +137,7 @@ class Parameter:
     inputs: tuple[str, ...]
     operations: tuple[str, ...]
     tensors: tuple[str, ...]
+    instead: str = ""
 
 
 @dataclass(frozen=True, slots=True)

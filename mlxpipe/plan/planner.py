@@ -173,6 +173,8 @@ def _landing(subject: Subject, verdict: Verdict) -> tuple[Scheme | None, str]:
     if layout is not None and layout.grade == LOSSY:
         packed = subject.packed_blocks
         return (None if packed is None else scheme), (EXACT if packed else LOSSY)
+    if subject.unpacked:
+        return None, LOSSY
     width = subject.evidence.in_features
     landed = scheme if width is None else landing(scheme, width)
     # Without a layout of ours it is the architecture's own renaming that made MLX's arrays of it.

@@ -7,7 +7,7 @@ Without one (`check`, which needs no MLX) the tensors' names suggest them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,10 @@ from mlxpipe.checkpoint.tables import powers_of_two
 from mlxpipe.errors import Diagnostic, Origin
 from mlxpipe.naming.experts import PLACES, place_experts
 from mlxpipe.naming.groups import Group
+from mlxpipe.naming.leftovers import leftovers
 from mlxpipe.naming.names import EXPERTS, PathIndex, core, parse_expert
 from mlxpipe.plan.plan import Parameter
+from mlxpipe.quant.forms import mlx_form, outputs, share
 from mlxpipe.quant.layouts import (
     LAYOUTS,
     LOSSY,
@@ -52,6 +54,9 @@ class Subject:
         roles: The roles its group has.
         packed_blocks: Where it has blocks of FP8: True if mxfp8 holds them exactly, False if they
             are requantised to it, None if they become a dense weight.
+        unpacked: Whether it is dequantised while loading, because the architecture wants its
+            weight transposed or computed with.
+        stored: Path of its group before it was placed, "" where that is `group`.
     """
 
     path: str
@@ -64,12 +69,15 @@ class Subject:
     group: str = ""
     roles: frozenset[str] = frozenset()
     packed_blocks: bool | None = None
+    unpacked: bool = False
+    stored: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
         """Every path that a key may call it by."""
-        stored = self.tensors[0].rpartition(".")[0] if self.tensors else ""
-        return tuple(dict.fromkeys(name for name in (self.path, self.group, stored) if name))
+        stem = self.tensors[0].rpartition(".")[0] if self.tensors else ""
+        named = (self.path, self.group, self.stored, stem)
+        return tuple(dict.fromkeys(name for name in named if name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +122,24 @@ def survey_architecture(
     from mlxpipe.architecture.lineage import trace_sanitize
     from mlxpipe.architecture.skeleton import build_skeleton
     from mlxpipe.plan.binding import bind
+    from mlxpipe.plan.norms import settle_norms
+    from mlxpipe.plan.placing import place_strays
 
     skeleton = build_skeleton(checkpoint.config.data)
-    placed = place_experts(groups, PathIndex(skeleton.modules).find)
+    left = _left_out(checkpoint, skeleton, groups)
+    all_groups = groups
+    groups = {path: group for path, group in groups.items() if path not in left}
+    # Packed layers are placed before `sanitize` sees them: it knows the originals' dense tensors.
+    placing = place_strays(
+        skeleton, place_experts(groups, PathIndex(skeleton.modules).find, outputs)
+    )
+    placed = placing.groups
     blocks = _packed_blocks(checkpoint, placed, requantise=requantise)
+    unpacked = {**_dense_blocks(placed, blocks), **placing.unpacked}
     given = {
-        path: _canonical(group, packed_blocks=path in blocks) for path, group in placed.items()
+        path: {group.canonical(role): array for role, array in form.items()}
+        for path, group in placed.items()
+        for form in (mlx_form(group, unpacked.get(path)),)
     }
     homes = {name: path for path, arrays in given.items() for name in arrays}
     lineages = trace_sanitize(
@@ -127,8 +147,11 @@ def survey_architecture(
         {name: (a.dtype, a.shape) for arrays in given.values() for name, a in arrays.items()},
     )
     binding = bind(skeleton, lineages, placed, homes)
+    arrays_given = {name: array for arrays in given.values() for name, array in arrays.items()}
+    norms = settle_norms(skeleton.name, checkpoint, binding.parameters, arrays_given)
+    binding = replace(binding, parameters={**binding.parameters, **norms.parameters})
     subjects = {
-        path: _subject(module, binding, placed, homes, blocks)
+        path: _subject(module, binding, placed, homes, blocks, unpacked)
         for path, module in skeleton.modules.items()
         if module.quantisable and f"{path}.weight" in binding.arrays
     }
@@ -136,14 +159,38 @@ def survey_architecture(
         skeleton.name,
         subjects,
         PathIndex(subjects, _aliases(binding.parameters, homes, subjects)),
-        {**_others(skeleton, binding, homes), **_tied_head(checkpoint, subjects)},
+        {**_tied_head(checkpoint, subjects), **_others(skeleton, binding, homes), **left},
         placed,
         binding.parameters,
         (*_unknown_packings(placed), *binding.problems),
-        binding.notes,
-        tuple(name for each in binding.unloaded for name in _tensors(placed[homes[each]], each)),
+        (*_reported(left, all_groups), *binding.notes, *norms.notes),
+        (
+            *(name for path in left for name in all_groups[path].tensors),
+            *(name for each in binding.unloaded for name in _tensors(placed[homes[each]], each)),
+        ),
         skeleton,
     )
+
+
+def _left_out(
+    checkpoint: Checkpoint, skeleton: Skeleton, groups: Mapping[str, Group]
+) -> dict[str, str]:
+    """Paths of groups that belong to no part of this model -> what they are."""
+    rule = leftovers(checkpoint.config.data, skeleton.modules)
+    found = {path: rule.reason(path) for path in groups}
+    return {path: f"not loaded: {reason}" for path, reason in found.items() if reason}
+
+
+def _reported(left: Mapping[str, str], groups: Mapping[str, Group]) -> Iterator[Diagnostic]:
+    """One note for each part that is left out."""
+    for reason in dict.fromkeys(left.values()):
+        names = [name for path in left if left[path] == reason for name in groups[path].tensors]
+        yield Diagnostic(
+            "left-out",
+            f"{len(names)} tensors such as '{names[0]}' are {reason}",
+            origin=Origin(names[0]),
+            severity="note",
+        )
 
 
 def _others(skeleton: Skeleton, binding: Binding, homes: Mapping[str, str]) -> dict[str, str]:
@@ -173,22 +220,18 @@ def _packed_blocks(
     return packed
 
 
-def _canonical(group: Group, *, packed_blocks: bool) -> dict[str, Array]:
-    """What goes to the architecture for a group: name -> dtype and shape."""
-    arrays = arrays_of(group)
-    layout = recognise(group)
-    if layout is None or layout.name == "mlx":
-        return {group.canonical(role): array for role, array in arrays.items()}
-    amounts = layout.amounts_to(arrays)
-    if layout.grade == LOSSY and not packed_blocks:
-        amounts = {"weight": Array("BF16", arrays["weight"].shape)}
-    rest = {role: array for role, array in arrays.items() if role not in PACKED_ROLES}
-    return {group.canonical(role): array for role, array in {**amounts, **rest}.items()}
+def _dense_blocks(groups: Mapping[str, Group], packed: Mapping[str, bool]) -> dict[str, int]:
+    """Groups of FP8 in blocks that become dense weights -> their columns."""
+    return {
+        path: group.parts["weight"].shape[-1]
+        for path, group in groups.items()
+        if path not in packed and (layout := recognise(group)) is not None and layout.grade == LOSSY
+    }
 
 
 def _tensors(group: Group, canonical: str) -> tuple[str, ...]:
     """The checkpoint's tensors behind a canonical name of a group."""
-    named = {group.canonical(role): part.names for role, part in group.parts.items()}
+    named = {group.canonical(role): group.names(role) for role in group.parts}
     return named.get(canonical, ())
 
 
@@ -212,32 +255,43 @@ def _subject(
     groups: Mapping[str, Group],
     homes: Mapping[str, str],
     blocks: Mapping[str, bool],
+    unpacked: Mapping[str, int],
 ) -> Subject:
     path, arrays = module.path, binding.arrays
     group = groups[homes[binding.parameters[f"{path}.weight"].inputs[0]]]
     layout = recognise(group)
     roles = {role: arrays.get(f"{path}.{role}") for role in ("weight", "scales", "biases")}
-    if layout is not None and layout.grade == LOSSY:
-        roles = {"biases": None, **layout.amounts_to(arrays_of(group))}
+    if layout is not None and (layout.grade == LOSSY or group.path in unpacked):
+        roles = {"scales": None, "biases": None, **layout.amounts_to(arrays_of(group))}
     weight = roles["weight"]
     assert weight is not None
     names = [f"{path}.{leaf}" for leaf in WEIGHT_LEAVES if f"{path}.{leaf}" in binding.parameters]
     own = (tensor for name in names for tensor in binding.parameters[name].tensors)
     packed = PACKED_ROLES if layout is not None and layout.name != "mlx" else frozenset()
-    foreign = [part for role, part in group.parts.items() if role in packed]
-    stored = [Array(part.dtype, part.shape) for part in foreign] or [arrays[name] for name in names]
+    foreign = [role for role in group.parts if role in packed]
     return Subject(
         path,
         module.kind.value,
-        Evidence(weight, roles["scales"], roles["biases"], module.weight[-1]),
-        tuple(dict.fromkeys((*own, *(name for part in foreign for name in part.names)))),
+        Evidence(
+            weight, roles["scales"], roles["biases"], unpacked.get(group.path, module.weight[-1])
+        ),
+        tuple(dict.fromkeys((*own, *(name for role in foreign for name in group.names(role))))),
         prod(module.weight),
-        sum(array.nbytes for array in stored),
+        _stored_bytes(group, foreign) or sum(arrays[name].nbytes for name in names),
         layout,
         group.path,
         frozenset(group.parts),
         blocks.get(group.path),
+        unpacked=group.path in unpacked,
+        stored=group.stored,
     )
+
+
+def _stored_bytes(group: Group, roles: Iterable[str]) -> int:
+    """Bytes of the producer's tensors that a group takes."""
+    listed = list(roles)
+    own = sum(Array(group.parts[role].dtype, group.parts[role].shape).nbytes for role in listed)
+    return round(own * share(group)) + sum(_stored_bytes(other, listed) for other in group.others)
 
 
 def _aliases(
@@ -264,7 +318,7 @@ def _tied_head(checkpoint: Checkpoint, subjects: Iterable[str]) -> dict[str, str
 
 def survey_names(checkpoint: Checkpoint, groups: Mapping[str, Group]) -> Survey:
     """The modules that the tensors' names suggest, without asking any architecture."""
-    placed = place_experts(groups, lambda path: path if _keeps_place(path) else None)
+    placed = place_experts(groups, lambda path: path if _keeps_place(path) else None, outputs)
     subjects = {}
     others = {}
     for path, group in placed.items():

@@ -1,18 +1,17 @@
 """Packed experts under the names of the originals, against the same codes in mlx-lm's own layers.
 
-A tiny model is built; its linears and experts are packed one by one, as a producer does, and written
-under the family's own names. Integers must give mlx-lm's logits bit for bit, for both multiply the
-same codes. NVFP4 has a tensor scale per expert, for which MLX's CPU kernels have no place: there the
-reference is mlx-lm's dense model of the dequantised weights, in float32.
+A tiny model is built; its linears and experts are packed one by one, as a producer does, and
+written under the family's own names. Integers must give mlx-lm's logits bit for bit, for both
+multiply the same codes. NVFP4 has a tensor scale per expert, for which MLX's CPU kernels have no
+place: there the reference is mlx-lm's dense model of the dequantised weights, in float32.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +106,9 @@ def _symmetric_as_affine(parts: Parts) -> Parts:
 def _nvfp4(weight: mx.array, site: int) -> Parts:
     """ModelOpt's NVFP4; the tensor scale differs from one tensor to the next."""
     factor = mx.array(0.25 * (1 + site % 5), mx.float32)
-    codes, scales = mx.quantize(weight.astype(mx.float32) / factor, mode="nvfp4", group_size=16, bits=4)
+    codes, scales = mx.quantize(
+        weight.astype(mx.float32) / factor, mode="nvfp4", group_size=16, bits=4
+    )
     return {"weight": codes.view(mx.uint8), "scales": scales, "multiplier": factor}
 
 
@@ -115,7 +116,9 @@ def _nvfp4_values(parts: Parts) -> mx.array:
     codes = parts["weight"].view(mx.uint32)
     values = mx.dequantize(codes, parts["scales"], mode="nvfp4", group_size=16, bits=4)
     factor = parts["multiplier"]
-    return values.astype(mx.float32) * factor.reshape(*factor.shape, *[1] * (values.ndim - factor.ndim))
+    return values.astype(mx.float32) * factor.reshape(
+        *factor.shape, *[1] * (values.ndim - factor.ndim)
+    )
 
 
 PRODUCERS: tuple[Producer, ...] = (

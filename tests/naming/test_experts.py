@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from mlxpipe.errors import PlanError
 from mlxpipe.naming.experts import collapse_path, place_experts
-from mlxpipe.naming.groups import group_tensors
+from mlxpipe.naming.groups import Run, group_tensors
 from mlxpipe.naming.names import ExpertName, PathIndex, parse_expert
+from mlxpipe.quant.forms import mlx_form, outputs
 
 BLOCK = "model.layers.0.mlp"
 MODULES = [f"{BLOCK}.switch_mlp.{p}_proj" for p in ("gate", "up", "down")]
@@ -19,7 +20,7 @@ GATE, UP, DOWN = MODULES
 
 def place(tensors, modules=MODULES):
     groups = group_tensors(dict(sorted(tensors.items()))).groups
-    return place_experts(groups, PathIndex(modules).find)
+    return place_experts(groups, PathIndex(modules).find, outputs)
 
 
 def numbered(count, projection="up_proj", scheme=AFFINE_4_64):
@@ -113,16 +114,15 @@ def test_a_fused_projection_is_split_by_rows(form):
     }
     placed = place(tensors)
     assert sorted(placed) == [GATE, UP]
-    for module, rows in ((GATE, (0, 8, 1)), (UP, (8, 16, 1))):
-        parts = placed[module].parts
-        assert {role: part.shape for role, part in parts.items()} == {
+    for module, rows in ((GATE, Run(0, 8)), (UP, Run(8, 16))):
+        form = mlx_form(placed[module])
+        assert {role: array.shape for role, array in form.items()} == {
             "weight": (4, 8, 8),
             "scales": (4, 8, 1),
             "biases": (4, 8, 1),
             "multiplier": (4,),
         }
-        assert {parts[role].rows for role in ("weight", "scales", "biases")} == {rows}
-        assert parts["multiplier"].rows is None
+        assert placed[module].rows == (rows,)
 
 
 def test_an_odd_number_of_fused_rows_is_an_error():

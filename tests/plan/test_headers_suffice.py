@@ -21,9 +21,21 @@ def header_end(path: Path) -> int:
         return 8 + int.from_bytes(file.read(8), "little")
 
 
+def norms(path: Path) -> dict[int, bytes]:
+    """Offset -> bytes of every norm, which are the one kind of weight that a plan may sample."""
+    content, start = path.read_bytes(), header_end(path)
+    header = json.loads(content[8:start])
+    places = [
+        entry["data_offsets"]
+        for name, entry in header.items()
+        if name.endswith("norm.weight") and len(entry["shape"]) == 1
+    ]
+    return {start + first: content[start + first : start + last] for first, last in places}
+
+
 def blank(path: Path, fill: bytes | None) -> None:
-    """Replace the data region: by a hole, or by other bytes."""
-    start, size = header_end(path), path.stat().st_size
+    """Replace the data region, but for norms: by a hole, or by other bytes."""
+    start, size, kept = header_end(path), path.stat().st_size, norms(path)
     with path.open("r+b") as file:
         if fill is None:
             file.truncate(start)
@@ -31,6 +43,9 @@ def blank(path: Path, fill: bytes | None) -> None:
         else:
             file.seek(start)
             file.write(fill * (size - start))
+        for offset, data in kept.items():
+            file.seek(offset)
+            file.write(data)
 
 
 @pytest.mark.parametrize("fill", [None, b"\xff"], ids=["a hole", "other bytes"])
