@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from mlxpipe.errors import Origin, PlanError
-from mlxpipe.naming.groups import ANY_EXPERT, Group, Part, Run
-from mlxpipe.naming.names import EXPERTS, parse_expert, rewrap
+from mlxpipe.naming.groups import Group, Part, Run
+from mlxpipe.naming.names import ANY_EXPERT, EXPERTS, parse_expert, rewrap
 
 #: Where an architecture keeps the projection `{p}` of the block at `{b}`.
 PLACES = (
@@ -22,6 +22,9 @@ PLACES = (
     "{b}.experts.switch_glu.{p}",
     "{b}.experts.switch_mlp.{p}",
 )
+
+#: What stands between the block and the projection in those places, the longest first.
+OWNERS = (".experts.switch_glu", ".experts.switch_mlp", ".switch_mlp", ".experts")
 
 #: Mixtral's names of the projections.
 PROJECTIONS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
@@ -43,6 +46,19 @@ def collapse_path(path: str) -> str:
     """The path with the expert's number replaced: `b.experts.7.up_proj` -> `b.experts.up_proj`."""
     name = parse_expert(path)
     return f"{name.block}{EXPERTS}{name.projection}" if name else path
+
+
+def expert_paths(path: str, count: int) -> tuple[str, ...]:
+    """What the experts of a stacked layer would be called one by one; () where it cannot be told.
+
+    `b.switch_mlp.up_proj` -> `b.experts.0.up_proj` and so on.
+    """
+    block, _, projection = path.rpartition(".")
+    owner = next((each for each in OWNERS if block.endswith(each)), None)
+    if owner is None:
+        return ()
+    stem = block[: -len(owner)]
+    return tuple(f"{stem}{EXPERTS}{number}.{projection}" for number in range(count))
 
 
 def targets(path: str, find: Find) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from mlxpipe.errors import Origin, PlanError
 from mlxpipe.naming.conventions import CONVENTIONS, MAIN_LEAVES, Convention
-from mlxpipe.naming.names import EXPERTS, Renaming, matches
+from mlxpipe.naming.names import ANY_EXPERT, EXPERTS, Renaming, matches
 
 #: The leaf under which a role is handed to the architecture.
 CANONICAL_LEAF: Mapping[str, str] = {"amax": "global_scale"}
@@ -116,9 +116,6 @@ class Grouping:
     dropped: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
 
-
-#: What stands for the number of an expert in the path of a stacked group.
-ANY_EXPERT = "*"
 
 _DTYPE, _SHAPE = attrgetter("dtype"), attrgetter("shape")
 

@@ -20,6 +20,9 @@ WRAPPERS = frozenset({"model", "language_model", "text_model"})
 #: What stands between a block and its experts.
 EXPERTS = ".experts."
 
+#: What stands for the number of any expert: in the path of a stacked group, in keys.
+ANY_EXPERT = "*"
+
 #: Leaves that a key may carry although it means the module.
 PARAMETER_LEAVES = (".weight", ".scales", ".biases")
 
@@ -96,7 +99,10 @@ def is_pattern(key: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ExpertName:
-    """A group's path taken apart: `block.experts[.index].projection`."""
+    """A group's path taken apart: `block.experts[.index].projection`.
+
+    `index` is None where the experts are stacked, and where a key has `*` for the number.
+    """
 
     block: str
     index: int | None
@@ -109,8 +115,10 @@ def parse_expert(path: str) -> ExpertName | None:
     if not found:
         return None
     index, dot, projection = rest.partition(".")
-    if dot and index.isdigit():
+    if dot and index.isdecimal():
         return ExpertName(block, int(index), projection)
+    if dot and index == ANY_EXPERT:
+        return ExpertName(block, None, projection)
     return ExpertName(block, None, rest)
 
 
@@ -141,12 +149,12 @@ class Renaming:
         key's weight first, and on the key as it stands only if it changes nothing there.
         """
         for rule in self.rules:
-            weight = key + ".weight"
+            weight = f"{key}.weight" if key else "weight"
             renamed = re.sub(rule.match, rule.replace, weight)
             if renamed == weight:
                 key = re.sub(rule.match, rule.replace, key)
             else:
-                key = strip_leaf(renamed)
+                key = "" if renamed == "weight" else strip_leaf(renamed)
         return key
 
 

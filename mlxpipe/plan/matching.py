@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mlxpipe.errors import Diagnostic, nearest
 from mlxpipe.naming.experts import collapse_path, targets
 from mlxpipe.naming.names import PathIndex, Renaming, matches, parse_expert, strip_leaf
+from mlxpipe.plan.experts import Covering, covered, unanimous
 from mlxpipe.quant.claims import Claim, Reach
 
 
@@ -38,30 +39,52 @@ class Namespace:
         index: Finds the module that a path means.
         renaming: The user's rules.
         others: Paths that exist and have no scheme (norms, unloaded tensors) -> what they are.
+        experts: Stacked modules -> their experts' paths in the checkpoint, by number.
     """
 
     modules: Mapping[str, tuple[str, ...]]
     index: PathIndex
     renaming: Renaming
     others: Mapping[str, str]
+    experts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     _other_index: PathIndex = field(init=False, repr=False)
+    _fed: Mapping[str, Sequence[str]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_other_index", PathIndex(self.others))
+        fed: dict[str, list[str]] = {}
+        for path, names in self.modules.items():
+            for name in names:
+                if name not in self.modules:
+                    fed.setdefault(name, []).append(path)
+        object.__setattr__(self, "_fed", fed)
 
-    def meant(self, claim: Claim) -> tuple[str, ...]:
-        """The modules that a claim's key means, () for none."""
+    def meant(self, claim: Claim) -> Iterator[tuple[str, frozenset[int] | None]]:
+        """The modules that a claim's key means, and the experts of each; None: all of it."""
         if claim.reach is Reach.PATTERN:
-            return tuple(
-                path
-                for path, names in self.modules.items()
-                if any(matches(claim.pattern, name, claim.matcher) for name in names)
-            )
+            yield from self._fitting(claim)
+            return
         key = strip_leaf(self.renaming.key(strip_leaf(claim.pattern)))
         direct = self.index.find(key)
         if direct is not None:
-            return (direct,)
-        return targets(collapse_path(key), self.index.find)
+            yield from ((path, None) for path in self._fed.get(key, (direct,)))
+            return
+        expert = parse_expert(key)
+        number = expert.index if expert else None
+        for path in targets(collapse_path(key), self.index.find):
+            if number is None or path not in self.experts:
+                yield path, None
+            elif number < len(self.experts[path]):
+                yield path, frozenset({number})
+
+    def _fitting(self, claim: Claim) -> Iterator[tuple[str, frozenset[int] | None]]:
+        for path, names in self.modules.items():
+            if any(matches(claim.pattern, name, claim.matcher) for name in names):
+                yield path, None
+            elif path in self.experts:
+                cover = covered(claim.pattern, claim.matcher, self.experts[path])
+                if cover is None or cover:
+                    yield path, cover
 
     def other(self, claim: Claim) -> str | None:
         """What else a claim's key means: something that has no scheme."""
@@ -73,20 +96,28 @@ class Namespace:
         return None if path is None else self.others[path]
 
 
-def match_claims(claims: Iterable[Claim], namespace: Namespace) -> Matched:
-    """Sort claims by the modules they speak of."""
+def match_claims(
+    claims: Iterable[Claim], namespace: Namespace, precedence: Sequence[str]
+) -> Matched:
+    """Sort claims by the modules they speak of.
+
+    Args:
+        claims: In the order that lets the later one of a source win.
+        namespace: All that their keys may mean.
+        precedence: Names of the sources, the most trusted first.
+    """
     listed = list(claims)
-    by_module: dict[str, list[Claim]] = {path: [] for path in namespace.modules}
+    by_module: dict[str, list[Covering]] = {path: [] for path in namespace.modules}
     unmatched: list[Claim] = []
     elsewhere: list[tuple[Claim, str]] = []
     for claim in listed:
         if claim.reach is Reach.GLOBAL:
             for applied in by_module.values():
-                applied.append(claim)
+                applied.append((claim, None))
             continue
-        meant = [path for path in namespace.meant(claim) if path in by_module]
-        for path in meant:
-            by_module[path].append(claim)
+        meant = [each for each in namespace.meant(claim) if each[0] in by_module]
+        for path, cover in meant:
+            by_module[path].append((claim, cover))
         if not meant:
             other = namespace.other(claim)
             if other is None and not claim.optional:
@@ -95,40 +126,13 @@ def match_claims(claims: Iterable[Claim], namespace: Namespace) -> Matched:
                 elsewhere.append((claim, other))
     problems: list[Diagnostic] = []
     return Matched(
-        {path: _unanimous(path, found, problems) for path, found in by_module.items()},
+        {
+            path: unanimous(path, found, len(namespace.experts.get(path, ())), precedence, problems)
+            for path, found in by_module.items()
+        },
         tuple(unmatched),
         tuple(elsewhere),
         tuple(problems),
-    )
-
-
-def _unanimous(path: str, claims: list[Claim], problems: list[Diagnostic]) -> tuple[Claim, ...]:
-    """Claims on single experts as one, for a stacked layer has one scheme."""
-    kept: list[Claim] = []
-    experts: dict[str, Claim] = {}
-    for claim in claims:
-        name = parse_expert(claim.pattern) if claim.reach is Reach.PATH else None
-        if name is None or name.index is None:
-            kept.append(claim)
-            continue
-        first = experts.setdefault(claim.source, claim)
-        if first is claim:
-            kept.append(claim)
-        elif first.scheme != claim.scheme:
-            problems.append(_divided(path, first, claim))
-            break
-    return tuple(kept)
-
-
-def _divided(path: str, first: Claim, second: Claim) -> Diagnostic:
-    return Diagnostic(
-        "divided-experts",
-        f"{first.source} declares the experts of '{path}' differently, and a stacked layer has "
-        "one scheme",
-        origin=second.origin,
-        module=path,
-        found=f"'{first.pattern}' {first}, '{second.pattern}' {second}",
-        help="declare one scheme for all of them in the spec's quantization.overrides",
     )
 
 

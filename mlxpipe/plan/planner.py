@@ -73,8 +73,9 @@ def plan_checkpoint(
         survey, unverified = _survey(loaded, checkpoint, grouping.groups, architecture=architecture)
     reading = gather(loaded, checkpoint, survey.groups)
     names = {path: subject.names for path, subject in survey.subjects.items()}
-    namespace = Namespace(names, survey.index, renaming, survey.others)
-    matched = match_claims(reading.claims, namespace)
+    experts = {path: each.experts for path, each in survey.subjects.items() if each.experts}
+    namespace = Namespace(names, survey.index, renaming, survey.others, experts)
+    matched = match_claims(reading.claims, namespace, loaded.spec.quantization.precedence)
     modules = _judge_all(survey, matched, loaded, checkpoint)
     applied = apply_recipe(loaded, survey, namespace, modules)
     plan = _assemble(loaded, checkpoint, survey, reading, matched, applied, grouping)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mlxpipe.checkpoint import Checkpoint
 from mlxpipe.checkpoint.tables import powers_of_two
 from mlxpipe.errors import Diagnostic, Origin
-from mlxpipe.naming.experts import PLACES, place_experts
+from mlxpipe.naming.experts import PLACES, expert_paths, place_experts
 from mlxpipe.naming.groups import Group
 from mlxpipe.naming.leftovers import leftovers
 from mlxpipe.naming.names import EXPERTS, PathIndex, core, parse_expert
@@ -57,6 +57,8 @@ class Subject:
         unpacked: Whether it is dequantised while loading, because the architecture wants its
             weight transposed or computed with.
         stored: Path of its group before it was placed, "" where that is `group`.
+        experts: Paths in the checkpoint of the experts that it stacks, by number; where they are
+            stacked there too, those that they would have.
     """
 
     path: str
@@ -71,12 +73,13 @@ class Subject:
     packed_blocks: bool | None = None
     unpacked: bool = False
     stored: str = ""
+    experts: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
         """Every path that a key may call it by."""
-        stem = self.tensors[0].rpartition(".")[0] if self.tensors else ""
-        named = (self.path, self.group, self.stored, stem)
+        one = self.tensors[0].rpartition(".")[0] if self.tensors and not self.experts else ""
+        named = (self.path, self.group, self.stored, one)
         return tuple(dict.fromkeys(name for name in named if name))
 
 
@@ -284,7 +287,15 @@ def _subject(
         blocks.get(group.path),
         unpacked=group.path in unpacked,
         stored=group.stored,
+        experts=_experts(group, module.weight[0]) if module.kind.value == "experts" else (),
     )
+
+
+def _experts(group: Group, count: int) -> tuple[str, ...]:
+    names = group.parts["weight"].names
+    if len(names) == count and group.parts["weight"].stacked:
+        return tuple(name.rpartition(".")[0] for name in names)
+    return expert_paths(group.stored or group.path, count)
 
 
 def _stored_bytes(group: Group, roles: Iterable[str]) -> int:
