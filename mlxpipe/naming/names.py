@@ -148,14 +148,15 @@ class Renaming:
         A rule may be written for tensor names (`…weight$`), so each is tried on the name of the
         key's weight first, and on the key as it stands only if it changes nothing there.
         """
+        name = f"{key}.weight"
         for rule in self.rules:
-            weight = f"{key}.weight" if key else "weight"
-            renamed = re.sub(rule.match, rule.replace, weight)
-            if renamed == weight:
-                key = re.sub(rule.match, rule.replace, key)
-            else:
-                key = "" if renamed == "weight" else strip_leaf(renamed)
-        return key
+            renamed = re.sub(rule.match, rule.replace, name)
+            if renamed == name:
+                bare = strip_leaf(name)
+                replaced = re.sub(rule.match, rule.replace, bare)
+                renamed = name if replaced == bare else f"{replaced}.weight"
+            name = renamed
+        return strip_leaf(name)
 
 
 class PathIndex:
