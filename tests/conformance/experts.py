@@ -12,6 +12,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import mlxpipe  # before MLX, so that both loaders find the same BLAS
 
 # isort: split
 import mlx.core as mx
-from families import FAMILIES, Family, Weights, rename
+from families import FAMILIES, Family, Weights, rename, whole_kv_b
 from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.models.switch_layers import SwitchLinear
@@ -28,12 +29,12 @@ from roundtrip import (
     StageError,
     UnfitError,
     Verdict,
-    _stage,
     build,
     compare,
     describe,
     logits_of,
     require_telling,
+    stage,
 )
 from tiny import architectures, tiny_config
 
@@ -62,6 +63,7 @@ class Producer:
         config: What config.json declares.
         scheme: What MLX computes with the same codes, None where the reference is dense.
         own_stacks: Whether it keeps stacks that the family itself stores.
+        finish: What becomes of MLX's orientation [..., o, i] when it is written.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Producer:
     config: Mapping[str, Any]
     scheme: Mapping[str, Any] | None
     own_stacks: bool = False
+    finish: Callable[[Parts], Parts] = dict
 
 
 # --- producers -------------------------------------------------------------------------------
@@ -103,6 +106,25 @@ def _symmetric_as_affine(parts: Parts) -> Parts:
     }
 
 
+def _values(parts: Parts, group_size: int) -> mx.array:
+    parts = _as_affine(parts)
+    triple = (parts["weight"], parts["scales"], parts["biases"])
+    values = mx.dequantize(*triple, bits=4, group_size=group_size)
+    return values.astype(mx.float32)
+
+
+def _gptq(parts: Parts) -> Parts:
+    """GPTQ's first format: [i/8, o], zero points of 8 stored as 7, every eight in a word."""
+    scales = parts["scales"].swapaxes(-1, -2)
+    points = mx.full((*scales.shape[:-1], scales.shape[-1] // 8), 0x77777777, dtype=mx.int32)
+    return {"weight": parts["weight"].swapaxes(-1, -2), "scales": scales, "zero_points": points}
+
+
+def _with_shape(parts: Parts) -> Parts:
+    shape = [parts["weight"].shape[-2], parts["weight"].shape[-1] * 8]
+    return {**parts, "shape": mx.array(shape, mx.int64)}
+
+
 def _nvfp4(weight: mx.array, site: int) -> Parts:
     """ModelOpt's NVFP4; the tensor scale differs from one tensor to the next."""
     factor = mx.array(0.25 * (1 + site % 5), mx.float32)
@@ -125,7 +147,7 @@ PRODUCERS: tuple[Producer, ...] = (
     Producer(
         "mlx-affine",
         _affine,
-        lambda parts: mx.dequantize(*parts.values(), bits=4, group_size=64),
+        lambda parts: _values(parts, 64),
         {"weight": "weight", "scales": "scales", "biases": "biases"},
         {"quantization": AFFINE},
         AFFINE,
@@ -134,7 +156,7 @@ PRODUCERS: tuple[Producer, ...] = (
     Producer(
         "ct-int4",
         _symmetric,
-        lambda parts: parts["weight"],
+        lambda parts: _values(parts, 32),
         {"weight": "weight_packed", "scales": "weight_scale", "shape": "weight_shape"},
         {
             "quantization_config": {
@@ -157,6 +179,25 @@ PRODUCERS: tuple[Producer, ...] = (
             }
         },
         INTEGERS,
+        finish=_with_shape,
+    ),
+    Producer(
+        "gptq-int4",
+        _symmetric,
+        lambda parts: _values(parts, 32),
+        {"weight": "qweight", "scales": "scales", "zero_points": "qzeros"},
+        {
+            "quantization_config": {
+                "quant_method": "gptq",
+                "checkpoint_format": "gptq",
+                "bits": 4,
+                "group_size": 32,
+                "desc_act": False,
+                "sym": True,
+            }
+        },
+        INTEGERS,
+        finish=_gptq,
     ),
     Producer(
         "modelopt-nvfp4",
@@ -177,6 +218,7 @@ PRODUCERS: tuple[Producer, ...] = (
             }
         },
         None,
+        finish=lambda parts: {**parts, "inputs": mx.array(1.0)},
     ),
 )  # fmt: skip
 
@@ -185,8 +227,9 @@ PRODUCERS: tuple[Producer, ...] = (
 
 
 def families() -> tuple[str, ...]:
-    """Every architecture whose tiny model has experts."""
-    return tuple(name for name in architectures() if _has_experts(name))
+    """Every architecture whose tiny model has experts, and the table's further rows."""
+    own = tuple(name for name in architectures() if _has_experts(name))
+    return tuple(sorted({*own, *FAMILIES}))
 
 
 def _has_experts(name: str) -> bool:
@@ -215,8 +258,8 @@ def check(name: str, producer: Producer) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="experts-") as folder:
         path = Path(folder)
         try:
-            sample = _stage("build", lambda: make_sample(name, producer))
-            expected = _stage("compute", lambda: reference_logits(sample))
+            sample = stage("build", lambda: make_sample(name, producer))
+            expected = stage("compute", lambda: reference_logits(sample))
             require_telling(expected)
             write(sample, path)
         except StageError as error:
@@ -252,40 +295,69 @@ class Sample:
     """A model and what was packed of it.
 
     Attributes:
+        architecture: mlx-lm's module.
         family: Its row.
         producer: Who packs it.
         config: Its config.json.
         model: mlx-lm's model, dense.
         sites: Module path -> the parts of its weight, [E, …] for experts.
+        latent: Path of a packed `kv_b_proj` -> its parts.
     """
 
+    architecture: str
     family: Family
     producer: Producer
     config: dict[str, Any]
     model: Any
     sites: Mapping[str, Parts]
+    latent: Mapping[str, Parts]
 
 
 def make_sample(name: str, producer: Producer) -> Sample:
-    config = tiny_config(name)
-    model = build(name, config)
     family = FAMILIES.get(name, Family())
+    architecture = family.architecture or name
+    config = {**tiny_config(architecture), **family.fields}
+    model = build(architecture, config)
     paths = [path for path, module in model.named_modules() if _is_site(path, module)]
-    if not any(_is_expert(path, None) or ".switch_mlp." in path for path in paths):
+    if not (family.fused or any(_block(path) for path in paths)) and architecture != "dbrx":
         raise UnfitError("no experts were packed")
     numbers = _numbers(family, paths)
     modules = dict(model.named_modules())
     sites = {
         path: _pack(producer, modules[path]["weight"], numbers[path]) for path in sorted(paths)
     }
-    return Sample(family, producer, config, model, sites)
+    latent = _latent(model, config, producer) if family.latent else {}
+    return Sample(architecture, family, producer, config, model, sites, latent)
+
+
+def _latent(model: Any, config: Mapping[str, Any], producer: Producer) -> dict[str, Parts]:
+    """`kv_b_proj`s, packed; the model gets the values that they then stand for."""
+    dense = dict(tree_flatten(model.parameters()))
+    whole = whole_kv_b(dense, config)
+    packed = {
+        name.removesuffix(".weight"): producer.pack(whole[name], number)
+        for number, name in enumerate(sorted(whole.keys() - dense.keys()))
+    }
+    for path, parts in packed.items():
+        stem = path.removesuffix(".kv_b_proj")
+        keys, values = (dense[f"{stem}.{leaf}.weight"] for leaf in ("embed_q", "unembed_out"))
+        heads = producer.dequantise(parts).reshape(keys.shape[0], -1, keys.shape[1])
+        model.load_weights(
+            [
+                (f"{stem}.embed_q.weight", heads[:, : keys.shape[2]].swapaxes(-1, -2)),
+                (f"{stem}.unembed_out.weight", heads[:, -values.shape[1] :]),
+            ],
+            strict=False,
+        )
+    return packed
 
 
 def _is_site(path: str, module: Any) -> bool:
     if type(module) not in (nn.Linear, SwitchLinear):
         return False
     *_, last = path.split(".")
-    return last not in LEFT_DENSE and module["weight"].shape[-1] % 64 == 0
+    rows, columns = module["weight"].shape[-2:]
+    return last not in LEFT_DENSE and columns % 64 == 0 and rows % 32 == 0
 
 
 def _numbers(family: Family, paths: list[str]) -> dict[str, int]:
@@ -294,7 +366,8 @@ def _numbers(family: Family, paths: list[str]) -> dict[str, int]:
     found = {}
     for path in paths:
         stem, _, last = path.rpartition(".")
-        fused = next((k for k, parts in family.folded.items() if last in parts), last)
+        forms = {**family.folded, **family.fused, **family.woven}
+        fused = next((form for form, parts in forms.items() if last in parts), last)
         found[path] = numbers.setdefault((stem, fused), len(numbers))
     return found
 
@@ -312,8 +385,7 @@ def _pack(producer: Producer, weight: mx.array, number: int) -> Parts:
 def reference_logits(sample: Sample) -> mx.array:
     """mlx-lm's, with the same codes, or with the values that they stand for."""
     producer, model = sample.producer, sample.model
-    name = sample.config["model_type"]
-    fresh = build(name, sample.config)
+    fresh = build(sample.architecture, sample.config)
     if producer.scheme is None:
         dense = {f"{path}.weight": producer.dequantise(p) for path, p in sample.sites.items()}
         weights = {**dict(tree_flatten(model.parameters())), **dense}
@@ -324,7 +396,13 @@ def reference_logits(sample: Sample) -> mx.array:
         fresh.load_weights(list(floats.items()))
         return logits_of(fresh)
     nn.quantize(fresh, **producer.scheme, class_predicate=lambda path, _: path in sample.sites)
-    codes = {
+    casts = getattr(fresh, "cast_predicate", lambda _: True)
+    latent = {
+        name: array.astype(mx.bfloat16 if casts(name) else mx.float32)
+        for name, array in tree_flatten(model.parameters())
+        if sample.latent and name.split(".")[-2] in ("embed_q", "unembed_out")
+    }
+    codes = latent | {
         f"{path}.{role}": array
         for path, parts in sample.sites.items()
         for role, array in _as_affine(parts).items()
@@ -351,8 +429,9 @@ def write(sample: Sample, folder: Path) -> None:
     }
     for step in family.steps:
         dense = step(dense, sample.config)
-    tensors = dict(_unstacked_biases(dense, sample))
-    for path, parts in _original_layers(sample).items():
+    kept = {name: array for name, array in dense.items() if name[:-7] not in sample.latent}
+    tensors = dict(_unstacked_biases(kept, sample))
+    for path, parts in {**_original_layers(sample), **sample.latent}.items():
         tensors |= _spell(sample.producer, path, parts)
     tensors = {rename(name, family): array for name, array in tensors.items()}
     path = folder / "model.safetensors"
@@ -415,37 +494,50 @@ def _original_layers(sample: Sample) -> dict[str, Parts]:
     layers: dict[str, Parts] = {}
     for path, parts in sample.sites.items():
         layers |= _places(path, parts, sample)
-    folds = dict(sample.family.fused)
     if sample.family.always_stacked or sample.producer.own_stacks:
-        folds |= sample.family.folded
-    for form, members in folds.items():
-        layers = _fold(layers, form, members)
+        stacked = {path: parts for path, parts in layers.items() if parts["scales"].ndim == 3}
+        rest = {path: parts for path, parts in layers.items() if path not in stacked}
+        for form, members in sample.family.folded.items():
+            stacked = _fold(stacked, form, members, _below)
+        layers = rest | stacked
+    for form, members in sample.family.fused.items():
+        layers = _fold(layers, form, members, _below)
+    by_turns = partial(_by_turns, heads=sample.config.get("num_key_value_heads", 1))
+    for form, members in sample.family.woven.items():
+        layers = _fold(layers, form, members, by_turns)
     return layers
 
 
-def _fold(layers: dict[str, Parts], form: str, members: tuple[str, ...]) -> dict[str, Parts]:
+def _below(arrays: list[mx.array]) -> mx.array:
+    return mx.concatenate(arrays, axis=-2)
+
+
+def _by_turns(arrays: list[mx.array], heads: int) -> mx.array:
+    """[o, n] each: the first rows of all of them, then the next, for each head of keys."""
+    split = [array.reshape(heads, -1, array.shape[-1]) for array in arrays]
+    return mx.concatenate(split, axis=1).flatten(0, 1)
+
+
+def _fold(
+    layers: dict[str, Parts],
+    form: str,
+    members: tuple[str, ...],
+    join: Callable[[list[mx.array]], mx.array],
+) -> dict[str, Parts]:
     done = dict(layers)
     for path in layers:
         stem, _, last = path.rpartition(".")
         names = [f"{stem}.{member}" for member in members]
-        stacked = layers[path]["scales"].ndim == 3
-        if last == members[0] and stacked and all(name in done for name in names):
+        if last == members[0] and all(name in done for name in names):
             group = [done.pop(name) for name in names]
-            done[form.format(stem)] = {role: _join(role, group) for role in group[0]}
+            done[form.format(stem)] = {
+                # Those that are stored as one tensor were packed with one factor.
+                role: array if role == "multiplier" else join([each[role] for each in group])
+                for role, array in group[0].items()
+            }
     return done
 
 
-def _join(role: str, group: list[Parts]) -> mx.array:
-    if role == "multiplier":
-        return group[0][role]
-    return mx.concatenate([parts[role] for parts in group], axis=-2)
-
-
 def _spell(producer: Producer, path: str, parts: Parts) -> Weights:
-    given = dict(parts)
-    rows = parts["weight"].shape[:-1]
-    if "shape" in producer.leaves:
-        given["shape"] = mx.array([rows[-1], parts["weight"].shape[-1] * 8], mx.int64)
-    if "inputs" in producer.leaves:
-        given["inputs"] = mx.array(1.0)
-    return {f"{path}.{producer.leaves[role]}": array for role, array in given.items()}
+    written = producer.finish(parts)
+    return {f"{path}.{producer.leaves[role]}": array for role, array in written.items()}

@@ -37,8 +37,13 @@ class Family:
             of their rows.
         folded: As `fused`, for expert layers that the family itself stores stacked and fused: used
             where MLX's own layout is written, for other producers unfold them.
+        woven: As `fused`, the rows of each part taken by turns, one head of keys at a time.
         stacked: The path of the projection `{p}` where the family itself stores experts stacked.
         always_stacked: Whether every producer keeps it so.
+        architecture: mlx-lm's module, where a row is a second one of it.
+        fields: Fields of its config that differ from the tiny configuration's.
+        latent: Whether `kv_b_proj` is packed too. mlx-lm has its rows for values as they are and
+            those for keys transposed, so it is dequantised.
     """
 
     experts: str = "{b}.experts.{e}.{p}"
@@ -47,8 +52,12 @@ class Family:
     steps: tuple[Step, ...] = ()
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     folded: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    woven: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     stacked: str = ""
     always_stacked: bool = False
+    architecture: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    latent: bool = False
 
 
 # --- steps -----------------------------------------------------------------------------------
@@ -137,6 +146,9 @@ FAMILIES: Mapping[str, Family] = {
     "bailing_moe_v3": Family(steps=(whole_kv_b, original_convolutions)),
     "deepseek_v3": LATENT,
     "deepseek_v32": LATENT,
+    "deepseek_v3, kv_b packed": Family(
+        steps=(whole_kv_b,), architecture="deepseek_v3", latent=True
+    ),
     "exaone_moe": Family(
         renames=((r"\.mlp\.gate\.e_score_correction_bias$", ".mlp.e_score_correction_bias"),)
     ),
@@ -144,7 +156,20 @@ FAMILIES: Mapping[str, Family] = {
     "glm4_moe_lite": LATENT,
     "glm_moe_dsa": LATENT,
     "granitemoe": GRANITE,
+    "granitemoehybrid, dense": Family(
+        renames=((r"\.mlp\.(in|out)put_linear\.", r".shared_mlp.\1put_linear."),),
+        steps=(original_convolutions,),
+        fused={"{}.input_linear": GATE_UP, "{}.output_linear": ("down_proj",)},
+        architecture="granitemoehybrid",
+        fields={"num_local_experts": 0},
+    ),
     "granitemoehybrid": replace(GRANITE, steps=(original_convolutions,)),
+    "hunyuan, dense and fused": Family(
+        fused={"{}.gate_and_up_proj": ("up_proj", "gate_proj")},
+        woven={"{}.qkv_proj": ("q_proj", "k_proj", "v_proj")},
+        architecture="hunyuan",
+        fields={"num_experts": 1, "use_mixed_mlp_moe": False},
+    ),
     "jamba": Family(steps=(original_convolutions,)),
     "kimi_k25": LATENT,
     "kimi_k3": Family(
@@ -230,6 +255,12 @@ FAMILIES: Mapping[str, Family] = {
         always_stacked=True,
     ),
 }  # fmt: skip
+
+
+#: What cannot be tested -> why. Whatever else fails is a finding.
+FAMILY_LIMITS: Mapping[str, str] = {
+    "muse_spark": "its attention is a Metal kernel, without a form for a CPU",
+}
 
 
 def rename(name: str, family: Family) -> str:

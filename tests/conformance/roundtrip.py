@@ -144,8 +144,8 @@ def check(name: str, recipe: Recipe) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
         path = Path(folder)
         try:
-            packed = _stage("build", lambda: make_checkpoint(name, recipe, path))
-            expected = _stage("load", lambda: logits_of(load_model(path)[0]))
+            packed = stage("build", lambda: make_checkpoint(name, recipe, path))
+            expected = stage("load", lambda: logits_of(load_model(path)[0]))
             require_telling(expected)
         except StageError as error:
             return outcome(Verdict.LIMIT, error)
@@ -161,7 +161,7 @@ def check(name: str, recipe: Recipe) -> Outcome:
     return outcome(Verdict.IDENTICAL, f"{packed} packed layers")
 
 
-def _stage(words: str, step: Callable[[], Any]) -> Any:
+def stage(words: str, step: Callable[[], Any]) -> Any:
     """A step of mlx-lm's, quiet, its exceptions told apart from mlxpipe's."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
