@@ -91,6 +91,8 @@ def unanimous(
         winners.append(known[key])
     if len({_said(winner) for winner in winners}) > 1:
         problems.append(_divided(path, winners))
+        # One error is enough: what speaks of some experts is no longer asked what it fits.
+        return tuple(claim for claim, cover in claims if cover is None)
     return tuple(claims[number][0] for number in by_expert[0])
 
 

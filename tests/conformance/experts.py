@@ -419,8 +419,8 @@ def _as_affine(parts: Parts) -> Parts:
 # --- the checkpoint --------------------------------------------------------------------------
 
 
-def write(sample: Sample, folder: Path) -> None:
-    """The sample as its producer would write it."""
+def write(sample: Sample, folder: Path, others: Weights | None = None) -> None:
+    """The sample as its producer would write it, with other tensors beside it."""
     family = sample.family
     dense = {
         name: array
@@ -433,7 +433,7 @@ def write(sample: Sample, folder: Path) -> None:
     tensors = dict(_unstacked_biases(kept, sample))
     for path, parts in {**_original_layers(sample), **sample.latent}.items():
         tensors |= _spell(sample.producer, path, parts)
-    tensors = {rename(name, family): array for name, array in tensors.items()}
+    tensors = {rename(name, family): array for name, array in tensors.items()} | (others or {})
     path = folder / "model.safetensors"
     mx.save_safetensors(str(path), {name: mx.contiguous(array) for name, array in tensors.items()})
     if sample.producer.scheme is None:
