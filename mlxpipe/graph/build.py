@@ -84,8 +84,7 @@ def build_model(
     # Its own dictionary: a `sanitize` may take out of it what it has seen.
     outputs = model.sanitize(dict(arrays)) if hasattr(model, "sanitize") else arrays
     parameters = {
-        parameter.name: _final(parameter, outputs, arrays)
-        for parameter in plan.parameters.values()
+        parameter.name: _final(parameter, outputs, arrays) for parameter in plan.parameters.values()
     }
     del arrays, outputs
     parameters = {**dict(_exact_multipliers(parameters, plan)), **extras}

@@ -105,7 +105,7 @@ def apply_recipe(
         return Applied(modules)
     advice = _advice(survey)
     rules = {rule.claim: rule for rule in _rules(loaded, survey, advice)}
-    matched = match_claims(rules, namespace)
+    matched = match_claims(rules, namespace, (SOURCE,))
     unmatched = tuple(_unmatched(loaded, matched, rules, namespace))
     problems = [*matched.problems, *_elsewhere(matched, rules, errors=True)]
     notes = [*_elsewhere(matched, rules, errors=False)]
@@ -247,7 +247,8 @@ def _hindrance(subject: Subject, goal: Goal, affine_only: bool) -> str:
     if affine_only and goal.scheme.mode != "affine":
         return f"its architecture packs it in affine only, not in {goal.scheme.mode}"
     evidence, size = subject.evidence, goal.group_size
-    width = evidence.weight.shape[-1] if evidence.dense else evidence.in_features
+    stored = evidence.weight.shape[-1] if evidence.dense else evidence.in_features
+    width = subject.unpacked or stored
     if width is None or width % size == 0:
         return ""
     return f"its width {width} = {width // size}·{size} + {width % size}, no multiple of {size}"

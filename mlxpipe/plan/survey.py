@@ -54,8 +54,8 @@ class Subject:
         roles: The roles its group has.
         packed_blocks: Where it has blocks of FP8: True if mxfp8 holds them exactly, False if they
             are requantised to it, None if they become a dense weight.
-        unpacked: Whether it is dequantised while loading, because the architecture wants its
-            weight transposed or computed with.
+        unpacked: Columns of the module's weight where the stored one is dequantised while loading,
+            because the architecture wants it transposed or computed with; 0 elsewhere.
         stored: Path of its group before it was placed, "" where that is `group`.
         experts: Paths in the checkpoint of the experts that it stacks, by number; where they are
             stacked there too, those that they would have.
@@ -71,7 +71,7 @@ class Subject:
     group: str = ""
     roles: frozenset[str] = frozenset()
     packed_blocks: bool | None = None
-    unpacked: bool = False
+    unpacked: int = 0
     stored: str = ""
     experts: tuple[str, ...] = ()
 
@@ -285,7 +285,7 @@ def _subject(
         group.path,
         frozenset(group.parts),
         blocks.get(group.path),
-        unpacked=group.path in unpacked,
+        unpacked=module.weight[-1] if group.path in unpacked else 0,
         stored=group.stored,
         experts=_experts(group, module.weight[0]) if module.kind.value == "experts" else (),
     )
