@@ -18,7 +18,6 @@ from mlxpipe.naming.names import ANY_EXPERT, EXPERTS, Renaming, matches
 #: The leaf under which a role is handed to the architecture.
 CANONICAL_LEAF: Mapping[str, str] = {"amax": "global_scale"}
 
-
 #: The role of companions that are left aside.
 IGNORED = "ignored"
 
@@ -36,7 +35,7 @@ class TensorLike(Protocol):
 
 
 class Run(NamedTuple):
-    """Some rows of a weight: `range(start, stop, step)` of its output features."""
+    """Rows of a weight: `range(start, stop, step)` of its output features."""
 
     start: int
     stop: int
@@ -50,7 +49,7 @@ class Part(NamedTuple):
         dtype: safetensors dtype.
         shape: The shape after stacking.
         names: The checkpoint's tensors; several are stacked along a new first axis.
-        stacked: Whether `names` are experts to stack (even if there is only one).
+        stacked: Whether `names` are experts to stack, even if there is only one.
     """
 
     dtype: str
@@ -67,10 +66,9 @@ class Group:
         path: Canonical path, after the user's rules.
         parts: Role (`weight`, `scales`, …, or a parameter's own leaf such as `A_log`) -> part.
         convention: The row that named the companions, "" where there are none.
-        rows: What is taken of a fused layer, in MLX's layout; () for all of it. Producers pack
-            along either axis, so nothing is cut before it is MLX's.
-        others: Groups whose rows follow, where the architecture fuses what the checkpoint has in
-            parts.
+        rows: What is taken of a fused layer; () for all. Producers pack along either axis, so it is
+            cut when it is in MLX's layout.
+        others: Groups whose rows follow, where the architecture fuses the checkpoint's parts.
         stored: The path in the checkpoint, where a placed group has another.
     """
 
@@ -91,7 +89,6 @@ class Group:
         own = self.parts[role].names if role in self.parts else ()
         return own + tuple(name for other in self.others for name in other.names(role))
 
-    @property
     def tensors(self) -> tuple[str, ...]:
         """The checkpoint's tensors, of all roles."""
         return tuple(name for role in self.parts for name in self.names(role))
@@ -119,7 +116,7 @@ class Grouping:
 
 _DTYPE, _SHAPE = attrgetter("dtype"), attrgetter("shape")
 
-#: The tensors that share a stem: leaf -> tensor.
+#: Tensors that share a stem: leaf -> tensor.
 Leaves = dict[str, TensorLike]
 
 

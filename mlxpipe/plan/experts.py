@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import groupby
 
 from mlxpipe.errors import Diagnostic
@@ -50,6 +51,7 @@ def covered(pattern: str, matcher: str, stems: Sequence[str]) -> frozenset[int] 
     return None if len(fitting) == len(stems) else frozenset(fitting)
 
 
+@lru_cache(maxsize=4096)
 def numbered(stem: str, number: int) -> str:
     """The path of another expert: the last segment that is a number replaced."""
     segments = stem.split(".")

@@ -8,9 +8,10 @@ from functools import cache
 import experts
 import mlx.core as mx
 import pytest
-from experts import PRODUCERS, check, logits_of, make_sample, reference_logits, write
+from experts import check, logits_of, make_sample, reference_logits, write
 from families import FAMILIES, FAMILY_LIMITS, original_convolutions, unshifted
 from families import QWEN_NORMS as NORMS
+from producers import PRODUCERS
 from roundtrip import Verdict
 from tiny import architectures
 
