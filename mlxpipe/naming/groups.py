@@ -89,10 +89,6 @@ class Group:
         own = self.parts[role].names if role in self.parts else ()
         return own + tuple(name for other in self.others for name in other.names(role))
 
-    def tensors(self) -> tuple[str, ...]:
-        """The checkpoint's tensors, of all roles."""
-        return tuple(name for role in self.parts for name in self.names(role))
-
     def canonical(self, role: str) -> str:
         """The name under which a role goes to the architecture."""
         leaf = CANONICAL_LEAF.get(role, role)

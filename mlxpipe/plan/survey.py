@@ -168,7 +168,7 @@ def survey_architecture(
         (*_unknown_packings(placed), *binding.problems),
         (*_reported(left, all_groups), *binding.notes, *norms.notes),
         (
-            *(name for path in left for name in all_groups[path].tensors()),
+            *(name for path in left for name in _all_tensors(all_groups[path])),
             *(name for each in binding.unloaded for name in _tensors(placed[homes[each]], each)),
         ),
         skeleton,
@@ -187,13 +187,18 @@ def _left_out(
 def _reported(left: Mapping[str, str], groups: Mapping[str, Group]) -> Iterator[Diagnostic]:
     """One note for each part that is left out."""
     for reason in dict.fromkeys(left.values()):
-        names = [name for path in left if left[path] == reason for name in groups[path].tensors()]
+        paths = [path for path in left if left[path] == reason]
+        names = [name for path in paths for name in _all_tensors(groups[path])]
         yield Diagnostic(
             "left-out",
             f"{len(names)} tensors such as '{names[0]}' are {reason}",
             origin=Origin(names[0]),
             severity="note",
         )
+
+
+def _all_tensors(group: Group) -> tuple[str, ...]:
+    return tuple(name for role in group.parts for name in group.names(role))
 
 
 def _others(skeleton: Skeleton, binding: Binding, homes: Mapping[str, str]) -> dict[str, str]:
