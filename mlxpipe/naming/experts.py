@@ -48,6 +48,15 @@ def collapse_path(path: str) -> str:
     return f"{name.block}{EXPERTS}{name.projection}" if name else path
 
 
+def any_expert(path: str) -> str:
+    """The path as that of a group of all experts: `b.experts.7.up_proj` -> `b.experts.*.up_proj`.
+
+    It is unchanged where it names no single expert.
+    """
+    name = parse_expert(path)
+    return path if name is None or name.index is None else f"{name.block}{STACKED}{name.projection}"
+
+
 def expert_paths(path: str, count: int) -> tuple[str, ...]:
     """What the experts of a stacked layer would be called one by one; () where it cannot be told.
 
@@ -96,7 +105,7 @@ def place_experts(groups: Mapping[str, Group], find: Find, outputs: Outputs) -> 
     for path, group in groups.items():
         name = parse_expert(path) if group.packed else None
         if name is None:
-            _add(placed, group)
+            add_group(placed, group)
         elif STACKED in path:
             _place_stack(placed, group, find, outputs)
         elif name.index is None:
@@ -122,7 +131,7 @@ def _place_stack(placed: dict[str, Group], group: Group, find: Find, outputs: Ou
             role: Part(part.dtype, part.shape[1:], (part.names[number],))
             for role, part in group.parts.items()
         }
-        _add(
+        add_group(
             placed,
             Group(group.path.replace(STACKED, f"{EXPERTS}{number}."), parts, group.convention),
         )
@@ -130,10 +139,15 @@ def _place_stack(placed: dict[str, Group], group: Group, find: Find, outputs: Ou
 
 def _place(placed: dict[str, Group], group: Group, find: Find, outputs: Outputs) -> None:
     for part in split(group, targets(group.path, find), outputs):
-        _add(placed, part)
+        add_group(placed, part)
 
 
-def _add(placed: dict[str, Group], group: Group) -> None:
+def add_group(placed: dict[str, Group], group: Group) -> None:
+    """Put a group under its path.
+
+    Raises:
+        PlanError: `name-collision`, where another group is there.
+    """
     earlier = placed.setdefault(group.path, group)
     if earlier is not group:
         raise PlanError(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mlxpipe.errors import Diagnostic, nearest
-from mlxpipe.naming.experts import collapse_path, targets
+from mlxpipe.naming.experts import any_expert, collapse_path, targets
 from mlxpipe.naming.names import PathIndex, Renaming, matches, parse_expert, strip_leaf
 from mlxpipe.plan.experts import Covering, covered, unanimous
 from mlxpipe.quant.claims import Claim, Reach
@@ -92,7 +92,8 @@ class Namespace:
             hits = (path for path in self.others if matches(claim.pattern, path, claim.matcher))
             return next((self.others[path] for path in hits), None)
         key = strip_leaf(self.renaming.key(strip_leaf(claim.pattern)))
-        path = self._other_index.find(key)
+        found = map(self._other_index.find, (key, any_expert(key), collapse_path(key)))
+        path = next((path for path in found if path is not None), None)
         return None if path is None else self.others[path]
 
 

@@ -131,8 +131,7 @@ def _corrected(norm: Parameter, wanted: bool, count: int) -> Diagnostic:
         f"mlx-lm's renaming {done}, and {count} norms such as '{norm.name}' say otherwise",
         origin=Origin(norm.tensors[0]),
         found=f"weights {found}",
-        help="nothing to do: mlxpipe goes by the norms; the checkpoint mixes converted and "
-        "original tensors",
+        help="nothing to do: mlxpipe goes by the norms, not by what is beside them",
         severity="note",
     )
 

@@ -23,7 +23,7 @@ import mlx.core as mx
 
 from mlxpipe.architecture.lineage import DTYPES, without_contiguous
 from mlxpipe.architecture.skeleton import Module, Skeleton
-from mlxpipe.naming.experts import stack
+from mlxpipe.naming.experts import add_group, stack
 from mlxpipe.naming.groups import Group, Run
 from mlxpipe.naming.names import PathIndex, rewrap
 from mlxpipe.quant.forms import mlx_form, outputs
@@ -216,21 +216,17 @@ def _placing(
     groups: Mapping[str, Group], layers: Mapping[str, _Layer], modules: Mapping[str, Module]
 ) -> Placing:
     dense = _dense(layers.values())
-    placed = {
-        layer.group.path: layer.group
-        for layer in layers.values()
-        if layer.group is not None and not layer.owners & dense
-    }
     gone = {owner for layer in layers.values() for owner in layer.owners - dense}
-    kept = {
+    placed = {
         path: left
         for path, group in groups.items()
         if (left := _rest(group) if path in gone else group) is not None
     }
+    for layer in layers.values():
+        if layer.group is not None and not layer.owners & dense:
+            add_group(placed, layer.group)
     widths = {path: _width(groups[path], layers, modules) for path in dense}
-    return Placing(
-        {**kept, **placed}, {path: width for path, width in widths.items() if width is not None}
-    )
+    return Placing(placed, {path: width for path, width in widths.items() if width is not None})
 
 
 def _dense(layers: Iterable[_Layer]) -> frozenset[str]:

@@ -167,7 +167,8 @@ def test_layers_that_draft_tokens_are_left_out_with_their_overrides(tmp_path):
     sample = make_sample("deepseek_v3", AFFINE)
     draft = packed("model.layers.4.mlp.experts.0.up_proj") | packed("model.layers.4.eh_proj")
     draft["model.layers.4.enorm.weight"] = mx.ones((128,))
-    declared = {"model.layers.4.eh_proj": {"bits": 8, "group_size": 64}}
+    paths = ("model.layers.4.eh_proj", "model.layers.4.mlp.experts.0.up_proj")
+    declared = {path: {"bits": 8, "group_size": 64} for path in paths}
     write(with_config(sample, declared, num_nextn_predict_layers=1), tmp_path, draft)
     plan = make_plan(tmp_path).require_sound()
     assert set(plan.unloaded) == draft.keys()
@@ -183,6 +184,14 @@ def test_a_layer_beyond_the_last_that_no_config_speaks_of_is_an_error(tmp_path):
     with pytest.raises(PlanError) as caught:
         make_plan(tmp_path).require_sound()
     assert caught.value.code == "unexpected-tensor"
+
+
+def test_two_layers_for_one_module_are_an_error(tmp_path):
+    sample = make_sample("kimi_linear", AFFINE)
+    write(sample, tmp_path, packed("model.layers.1.mlp.shared_experts.up_proj", 128, 128))
+    with pytest.raises(PlanError) as caught:
+        make_plan(tmp_path)
+    assert caught.value.code == "name-collision"
 
 
 # --- declarations ----------------------------------------------------------------------------
