@@ -101,7 +101,7 @@ def _load(
     from mlxpipe.graph.build import build_model
 
     started = time.perf_counter()
-    with reporter.bar("loading", plan.nbytes, "bytes") as advance:
+    with reporter.bar("loading", plan.totals.nbytes, "bytes") as advance:
         model = build_model(plan, checkpoint, numerics, lambda done, total: advance(done))
     record.load_seconds = time.perf_counter() - started
     return model

@@ -88,7 +88,7 @@ def build_model(
     }
     del arrays, outputs
     parameters = {**dict(_exact_multipliers(parameters, plan)), **extras}
-    _apply_recipe(plan, parameters)
+    _apply_recipe(plan, parameters, progress)
     parameters = {name: _cast(model, name, array, dtype) for name, array in parameters.items()}
     _replace_layers(skeleton, plan, parameters, numerics)
     model.load_weights(list(parameters.items()), strict=True)
@@ -238,15 +238,20 @@ def _exact_multipliers(
             yield name, array
 
 
-def _apply_recipe(plan: Plan, parameters: dict[str, mx.array]) -> None:
-    """Requantise what the plan's recipe changes, lazily."""
+def _apply_recipe(plan: Plan, parameters: dict[str, mx.array], progress: Progress | None) -> None:
+    """Requantise what the plan's recipe changes, module by module."""
+    done, total = 0, plan.totals.nbytes
     for path, planned in plan.modules.items():
         if planned.changed:
-            own = _own(path, parameters)
-            for leaf in own:
-                del parameters[f"{path}.{leaf}"]
-            made = apply(own, planned.converted, planned.landing)
+            own = {leaf: parameters.pop(f"{path}.{leaf}") for leaf in _own(path, parameters)}
+            try:
+                made = apply(own, planned.converted, planned.landing)
+            except RuntimeError as error:
+                raise _load_failed(error) from error
             parameters.update({f"{path}.{leaf}": array for leaf, array in made.items()})
+            done += planned.final_bytes
+            if progress is not None:
+                progress(done, total)
 
 
 def _own(path: str, parameters: Mapping[str, mx.array]) -> dict[str, mx.array]:
@@ -331,12 +336,14 @@ def _evaluate(model: Any, progress: Progress | None) -> None:
         try:
             mx.eval(part)
         except RuntimeError as error:
-            raise ExecutionError(
-                "load-failed", "the weights could not be read", found=str(error)
-            ) from error
+            raise _load_failed(error) from error
         done += sum(array.nbytes for array in part)
         if progress is not None:
             progress(done, total)
+
+
+def _load_failed(error: RuntimeError) -> ExecutionError:
+    return ExecutionError("load-failed", "the weights could not be read", found=str(error))
 
 
 def _parts(arrays: list[mx.array]) -> Iterator[list[mx.array]]:

@@ -1,4 +1,4 @@
-"""Requantising one module, lazily: what the plan's recipe asks for, from MLX's arrays.
+"""Requantising one module: what the plan's recipe asks for, from MLX's arrays.
 
 A dense weight is quantised as `mlx_lm.convert` does it: in the dtype that the checkpoint has. A
 packed one is dequantised in float32, its tensor scale and its columns' order included, and the new
@@ -16,6 +16,10 @@ from mlxpipe.quant.modes import Scheme
 
 Arrays = Mapping[str, mx.array]
 
+#: Weights that are quantised together. Without a GPU MLX's one-byte modes take up to 76 bytes for
+#: each meanwhile (`tests/benchmarks/quantising.py`), so a whole module at once would take too much.
+SLICE_WEIGHTS = 1 << 20
+
 #: Roles that the weight's new form replaces; others, such as the layer's bias, stay.
 WEIGHT_ROLES = frozenset({"weight", "scales", "biases", "multiplier", "permutation"})
 
@@ -30,7 +34,8 @@ def apply(arrays: Arrays, stored: Scheme | None, wanted: Scheme | None) -> dict[
         wanted: How it shall be packed, None for a dense one.
 
     Returns:
-        Role -> array, not evaluated. The same arrays where the schemes are equal.
+        Role -> array; the same arrays where the schemes are equal, a new weight and its
+        companions evaluated otherwise.
     """
     if stored == wanted:
         return dict(arrays)
@@ -38,12 +43,32 @@ def apply(arrays: Arrays, stored: Scheme | None, wanted: Scheme | None) -> dict[
     rest = {role: array for role, array in arrays.items() if role not in WEIGHT_ROLES}
     weight = arrays["weight"] if stored is None else dense_weight(arrays, stored, mx.float32)
     if wanted is None:
-        return {**rest, "weight": weight.astype(dtype)}
-    packed, *numbers = mx.quantize(weight, wanted.group_size, wanted.bits, mode=wanted.mode)
-    numbers = [
-        each.astype(dtype) if mx.issubdtype(each.dtype, mx.floating) else each for each in numbers
-    ]
-    return {**rest, "weight": packed, **dict(zip(("scales", "biases"), numbers, strict=False))}
+        dense = weight.astype(dtype)
+        mx.eval(dense)
+        return {**rest, "weight": dense}
+    return {**rest, **_quantised(weight, wanted, dtype)}
+
+
+def _quantised(weight: mx.array, scheme: Scheme, dtype: mx.Dtype) -> dict[str, mx.array]:
+    """A dense weight [..., o, i] packed, scales and offsets in `dtype` unless they are bytes."""
+    *lead, width = weight.shape
+    rows = weight.reshape(-1, width)
+    step = max(1, SLICE_WEIGHTS // width)
+    slices = [_pack(rows[start : start + step], scheme) for start in range(0, len(rows), step)]
+    joined = [mx.concatenate(list(each)).reshape(*lead, -1) for each in zip(*slices, strict=True)]
+    floats = [mx.issubdtype(array.dtype, mx.floating) for array in joined]
+    made = [a.astype(dtype) if cast else a for a, cast in zip(joined, floats, strict=True)]
+    mx.eval(made)
+    return dict(zip(("weight", "scales", "biases"), made, strict=False))
+
+
+def _pack(rows: mx.array, scheme: Scheme) -> list[mx.array]:
+    parts: list[mx.array] = list(
+        mx.quantize(rows, scheme.group_size, scheme.bits, mode=scheme.mode)
+    )
+    # At once: left to itself MLX would hold what every slice needs meanwhile.
+    mx.eval(parts)
+    return parts
 
 
 def dense_weight(arrays: Arrays, scheme: Scheme, dtype: mx.Dtype) -> mx.array:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlxpipe.graph import recipe
 from mlxpipe.graph.recipe import apply, dense_weight
 from mlxpipe.quant.modes import MODES, Scheme, packed_bytes
 
@@ -113,9 +114,23 @@ def test_sorted_columns_are_put_back():
     assert (made["weight"] - dense).abs().max().item() < 0.4 / 255
 
 
-def test_nothing_is_computed_before_somebody_asks():
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_slices_give_what_the_whole_gives(scheme, monkeypatch):
+    dense = weight(mx.bfloat16, 3, 7, 128)
+    expected = packed(scheme, dense)
+    monkeypatch.setattr(recipe, "SLICE_WEIGHTS", 512)
+    made = packed(scheme, dense)
+    assert made.keys() == expected.keys()
+    assert all(mx.array_equal(made[role], expected[role]).item() for role in made)
+
+
+def test_memory_stays_near_a_slice(monkeypatch):
+    monkeypatch.setattr(recipe, "SLICE_WEIGHTS", 1 << 14)
+    dense = weight(mx.bfloat16, 1024, 256)
+    mx.eval(dense)
     mx.clear_cache()
+    before = mx.get_active_memory()
     mx.reset_peak_memory()
-    dense = mx.ones((4096, 4096), dtype=mx.bfloat16)
-    apply({"weight": dense}, None, Scheme("affine", 4, 64))
-    assert mx.get_peak_memory() < 1 << 20
+    made = packed(Scheme("nvfp4", 4, 16), dense)
+    result = sum(array.nbytes for array in made.values())
+    assert mx.get_peak_memory() - before < 2 * result + 100 * recipe.SLICE_WEIGHTS
