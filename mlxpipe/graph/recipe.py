@@ -46,18 +46,20 @@ def apply(arrays: Arrays, stored: Scheme | None, wanted: Scheme | None) -> dict[
         dense = weight.astype(dtype)
         mx.eval(dense)
         return {**rest, "weight": dense}
-    return {**rest, **_quantised(weight, wanted, dtype)}
+    return {**rest, **quantise(weight, wanted, dtype)}
 
 
-def _quantised(weight: mx.array, scheme: Scheme, dtype: mx.Dtype) -> dict[str, mx.array]:
-    """A dense weight [..., o, i] packed, scales and offsets in `dtype` unless they are bytes."""
+def quantise(weight: mx.array, scheme: Scheme, dtype: mx.Dtype) -> dict[str, mx.array]:
+    """A dense weight [..., o, i] packed: weight, scales, and biases where the mode has them.
+
+    Scales and offsets are of `dtype`, unless the mode's scales are bytes.
+    """
     *lead, width = weight.shape
     rows = weight.reshape(-1, width)
     step = max(1, SLICE_WEIGHTS // width)
     slices = [_pack(rows[start : start + step], scheme) for start in range(0, len(rows), step)]
     joined = [mx.concatenate(list(each)).reshape(*lead, -1) for each in zip(*slices, strict=True)]
-    floats = [mx.issubdtype(array.dtype, mx.floating) for array in joined]
-    made = [a.astype(dtype) if cast else a for a, cast in zip(joined, floats, strict=True)]
+    made = [_cast(array, dtype) for array in joined]
     mx.eval(made)
     return dict(zip(("weight", "scales", "biases"), made, strict=False))
 
@@ -73,10 +75,12 @@ def _pack(rows: mx.array, scheme: Scheme) -> list[mx.array]:
 
 def dense_weight(arrays: Arrays, scheme: Scheme, dtype: mx.Dtype) -> mx.array:
     """A packed layer's weight [..., o, i], its multiplier and its columns' order included."""
+    # MLX computes in the dtype of the scales, whatever it is asked to return.
+    scales, biases = _cast(arrays["scales"], dtype), arrays.get("biases")
     weight = mx.dequantize(
         arrays["weight"],
-        scales=arrays["scales"],
-        biases=arrays.get("biases"),
+        scales=scales,
+        biases=None if biases is None else _cast(biases, dtype),
         group_size=scheme.group_size,
         bits=scheme.bits,
         mode=scheme.mode,
@@ -88,6 +92,11 @@ def dense_weight(arrays: Arrays, scheme: Scheme, dtype: mx.Dtype) -> mx.array:
     if "permutation" in arrays:
         weight = weight[..., mx.argsort(arrays["permutation"])]
     return weight.astype(dtype)
+
+
+def _cast(array: mx.array, dtype: mx.Dtype) -> mx.array:
+    """Floating-point numbers in another dtype; codes and scales of one byte as they are."""
+    return array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array
 
 
 def _float_dtype(arrays: Arrays, stored: Scheme | None) -> mx.Dtype:

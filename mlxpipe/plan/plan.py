@@ -80,6 +80,11 @@ class PlannedModule:
         return self.converted != self.landing
 
     @property
+    def final_scheme(self) -> Scheme | None:
+        """What the module is after the recipe, in the producer's terms where nothing changes."""
+        return self.landing if self.changed else self.scheme
+
+    @property
     def final_bytes(self) -> int:
         """Bytes of its weight and companions after the recipe."""
         return self.recipe.nbytes if self.recipe else self.nbytes
@@ -288,8 +293,7 @@ def _scheme_name(module: PlannedModule) -> str:
         return "contradiction"
     if module.verdict.open:
         return "undecided"
-    scheme = module.landing if module.changed else module.scheme
-    return str(scheme) if scheme else "dense"
+    return str(module.final_scheme or "dense")
 
 
 def describe_loser(path: str, verdict: Verdict, judged: Judged) -> Diagnostic:

@@ -22,6 +22,7 @@ from mlxpipe.quant.claims import Claim, Reach
 from mlxpipe.quant.layouts import FACTORS, LOSSY
 from mlxpipe.quant.modes import MODES, Scheme, complete, packed_bytes
 from mlxpipe.quant.presets import PRESETS, Preset, Table, UnfitError
+from mlxpipe.quant.verify import Evidence
 from mlxpipe.spec import LoadedSpec, PresetRule, QuantizeRule
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ def _made(module: PlannedModule, subject: Subject, rule: Rule, goal: Goal) -> Pl
     before = module.landing
     after = before if goal.keep else goal.scheme
     same = after == before
-    nbytes = packed_bytes(after, module.weights, _float_bytes(subject))
+    nbytes = packed_bytes(after, module.weights, float_bytes(subject.evidence))
     recipe = Recipe(
         rule.label, rule.claim.origin, before, module.grade, module.nbytes if same else nbytes
     )
@@ -233,9 +234,8 @@ def _is_faithful(subject: Subject, before: Scheme | None, after: Scheme | None) 
     )
 
 
-def _float_bytes(subject: Subject) -> int:
-    """Bytes of what `graph.recipe` makes scales and dense weights of."""
-    evidence = subject.evidence
+def float_bytes(evidence: Evidence) -> int:
+    """Bytes of a number of what `graph.recipe` makes scales and dense weights of."""
     array = evidence.weight if evidence.dense else evidence.biases
     return BFLOAT16_BYTES if array is None else DTYPE_BITS[array.dtype] // 8
 

@@ -44,6 +44,7 @@ from mlxpipe.spec.tasks import (
     GenerateTask,
     LogitsTask,
     PerplexityTask,
+    SensitivityTask,
     Task,
     TextTask,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "Reference",
     "RenameRule",
     "Run",
+    "SensitivityTask",
     "Setting",
     "Settings",
     "Source",

@@ -9,10 +9,12 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, Strict, model_validator
 
 from mlxpipe.spec.problems import Problem, refusal
+from mlxpipe.spec.quantize import MATCH, Bits, GroupSize, Mode
 from mlxpipe.spec.source import Reference
 from mlxpipe.spec.values import (
     Count,
     CountOrZero,
+    ModulePattern,
     Name,
     OneOrMoreTexts,
     PathText,
@@ -161,6 +163,49 @@ class CompareTask(TextTask):
     )
 
 
+class Candidate(Section):
+    """A scheme to try."""
+
+    mode: Mode = Field("affine", description="The quantisation mode.")
+    bits: Bits | None = Field(None, description="Bits per weight; default: the mode's.")
+    group_size: GroupSize | None = Field(
+        None, description="Weights per scale; default: the mode's."
+    )
+
+
+class SensitivityTask(TextTask):
+    """Measures what quantising each module costs, and can write a recipe for a target."""
+
+    metrics: ClassVar = (
+        "measured",
+        "worst_kl",
+        "worst_output_error",
+        "tokens",
+        "recipe_bits_per_weight",
+        "recipe_kl_sum",
+    )
+
+    type: Literal["sensitivity"]
+    context: Annotated[int, Field(ge=2, le=2**31 - 1)] = Field(
+        256, description="Length of a window, in tokens."
+    )
+    windows: Count | None = Field(1, description="Windows to read, at most; null: all.")
+    candidates: Annotated[
+        tuple[Candidate, ...], Strict(False), Field(min_length=1), Words("a list of schemes")
+    ] = Field((Candidate(),), description="Schemes to try, one after the other.")
+    match: ModulePattern = Field("*", description=MATCH)
+    group: Literal["module", "layer", "kind"] = Field(
+        "module",
+        description=(
+            "What is quantised together: one module, all modules of a layer, or those that have "
+            "the same place in every layer."
+        ),
+    )
+    target_bits_per_weight: float | None = Field(
+        None, gt=0, description="Write a recipe that reaches this, for the least divergence."
+    )
+
+
 #: What a benchmark measures more than once.
 REPEATED = (
     "load_seconds",
@@ -230,13 +275,29 @@ class EvaluateTask(_Task):
     seed: Seed | None = Field(None, description="Default: run.seed.")
 
 
-Task = GenerateTask | LogitsTask | PerplexityTask | CompareTask | BenchmarkTask | EvaluateTask
+Task = (
+    GenerateTask
+    | LogitsTask
+    | PerplexityTask
+    | CompareTask
+    | SensitivityTask
+    | BenchmarkTask
+    | EvaluateTask
+)
 Tasks = Annotated[
     tuple[Annotated[Task, Field(discriminator="type")], ...],
     Strict(False),
     Words("a list of tasks"),
 ]
-TASK_TYPES = ("generate", "logits", "perplexity", "compare", "benchmark", "evaluate")
+TASK_TYPES = (
+    "generate",
+    "logits",
+    "perplexity",
+    "compare",
+    "sensitivity",
+    "benchmark",
+    "evaluate",
+)
 
 
 def name_tasks(tasks: tuple[Task, ...]) -> tuple[Task, ...]:

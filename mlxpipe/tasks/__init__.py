@@ -14,6 +14,7 @@ MODULES = {
     "generate": "mlxpipe.tasks.generate",
     "logits": "mlxpipe.tasks.logits",
     "perplexity": "mlxpipe.tasks.perplexity",
+    "sensitivity": "mlxpipe.tasks.sensitivity",
 }
 
 

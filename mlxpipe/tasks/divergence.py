@@ -31,9 +31,13 @@ def kl_divergence(reference: mx.array, candidate: mx.array) -> mx.array:
     Tokens that the reference rules out (a logit of -inf) add nothing. Rounding can leave a sum a
     little below zero, where no divergence is; it is then 0.
     """
-    ours, theirs = log_softmax(reference), log_softmax(candidate)
-    p = mx.exp(ours)
-    terms = mx.where(p > 0, p * (ours - theirs), 0.0)
+    return kl_of_log_probabilities(log_softmax(reference), log_softmax(candidate))
+
+
+def kl_of_log_probabilities(reference: mx.array, candidate: mx.array) -> mx.array:
+    """As `kl_divergence`, of what `log_softmax` gave."""
+    p = mx.exp(reference)
+    terms = mx.where(p > 0, p * (reference - candidate), 0.0)
     return mx.maximum(mx.sum(terms, axis=-1), 0.0)
 
 

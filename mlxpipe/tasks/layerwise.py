@@ -153,7 +153,7 @@ def _badness(module: ModuleError) -> tuple[float, str]:
 
 
 def _scheme(plan: Plan, path: str) -> str:
-    return str(plan.modules[path].scheme or "dense")
+    return str(plan.modules[path].final_scheme or "dense")
 
 
 def _common(reference: Plan, candidate: Plan) -> tuple[str, ...]:
