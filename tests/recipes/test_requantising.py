@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxpipe.graph import recipe
+from mlxpipe.graph.layouts import unpack
 from mlxpipe.graph.recipe import apply, dense_weight
 from mlxpipe.quant.modes import MODES, Scheme, packed_bytes
 
@@ -83,6 +84,17 @@ def test_packed_weights_are_requantised_from_their_values(stored, wanted):
     assert mx.array_equal(made["weight"], codes).item()
     floats = [array.dtype for role, array in made.items() if role != "weight"]
     assert set(floats) == {mx.uint8 if MODES[wanted.mode].byte_scales else mx.bfloat16}
+
+
+def test_offsets_and_scales_of_16_bits_are_multiplied_in_float32():
+    affine = Scheme("affine", 4, 64)
+    arrays = packed(affine, weight())
+    codes = unpack(arrays["weight"], 4, 256).astype(mx.float32).reshape(8, 4, 64)
+    scales, offsets = (arrays[role].astype(mx.float32)[..., None] for role in ("scales", "biases"))
+    exact = (scales * codes + offsets).reshape(8, 256)
+    assert mx.allclose(values(arrays, affine), exact, rtol=1e-6, atol=1e-9).item()
+    dense = apply(arrays, affine, None)["weight"]
+    assert mx.array_equal(dense, values(arrays, affine).astype(mx.bfloat16)).item()
 
 
 def test_a_tensor_scale_is_part_of_what_is_requantised():
