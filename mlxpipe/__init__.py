@@ -16,8 +16,10 @@ from mlxpipe._version import __version__
 
 if TYPE_CHECKING:
     from mlxpipe.api import (
+        check_lock,
         explain,
         load,
+        lock,
         make_plan,
         open_spec,
         open_specs,
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from mlxpipe.errors import (
         ExecutionError,
         ExitCode,
+        LockError,
         MlxpipeError,
         PlanError,
         SourceError,
@@ -39,12 +42,30 @@ if TYPE_CHECKING:
 #: Public name -> the module that has it.
 _HOMES = {
     **dict.fromkeys(
-        ("explain", "load", "make_plan", "open_spec", "open_specs", "run", "run_matrix"),
+        (
+            "check_lock",
+            "explain",
+            "load",
+            "lock",
+            "make_plan",
+            "open_spec",
+            "open_specs",
+            "run",
+            "run_matrix",
+        ),
         "mlxpipe.api",
     ),
     "open_source": "mlxpipe.checkpoint.source",
     **dict.fromkeys(
-        ("ExecutionError", "ExitCode", "MlxpipeError", "PlanError", "SourceError", "UsageError"),
+        (
+            "ExecutionError",
+            "ExitCode",
+            "LockError",
+            "MlxpipeError",
+            "PlanError",
+            "SourceError",
+            "UsageError",
+        ),
         "mlxpipe.errors",
     ),
     "Plan": "mlxpipe.plan.plan",
@@ -54,17 +75,20 @@ _HOMES = {
 __all__ = [
     "ExecutionError",
     "ExitCode",
+    "LockError",
     "MlxpipeError",
     "Plan",
     "PlanError",
     "SourceError",
     "UsageError",
     "__version__",
+    "check_lock",
     "explain",
     "json_schema",
     "load",
     "load_spec",
     "load_specs",
+    "lock",
     "make_plan",
     "open_source",
     "open_spec",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxpipe.checkpoint.source import open_source
-from mlxpipe.errors import UsageError
+from mlxpipe.errors import Diagnostic, UsageError
 from mlxpipe.plan.explain import Explanation
 from mlxpipe.plan.explain import explain as explain_path
 from mlxpipe.plan.plan import Plan
@@ -18,6 +18,8 @@ from mlxpipe.spec import LoadedSpec, Settings, load_specs, require_one, spec_for
 if TYPE_CHECKING:
     from mlxpipe.execution.matrix import MatrixRecord
     from mlxpipe.execution.record import RunRecord
+    from mlxpipe.locking import Digests, Lock
+    from mlxpipe.locking.digests import Bar
     from mlxpipe.tasks import Reporter
 
 #: A spec's path, a checkpoint directory, or a spec already loaded.
@@ -137,20 +139,37 @@ def with_dtype(loaded: LoadedSpec, dtype: str | None) -> LoadedSpec:
     return loaded if dtype is None else override(loaded, ("model", "dtype"), dtype)
 
 
-def run(source: Source, reporter: Reporter | None = None, *, set: Settings = None) -> RunRecord:
+def run(
+    source: Source,
+    reporter: Reporter | None = None,
+    *,
+    locked: bool = False,
+    allow_versions: bool = False,
+    force: bool = False,
+    cache: bool = True,
+    set: Settings = None,
+) -> RunRecord:
     """Run every task of a spec and leave a run directory.
 
+    Args:
+        source: A spec's path, a checkpoint directory, or a loaded spec.
+        reporter: Told of progress and of generated text.
+        locked: Refuse to run what is not as the spec's lock says.
+        allow_versions: With `locked`, accept other versions of the packages.
+        force: Do every task again, whatever earlier runs have finished.
+        cache: Look digests of large unchanged files up; False reads every byte.
+
     Raises:
-        UsageError, SourceError, PlanError: nothing was written.
+        UsageError, SourceError, LockError, PlanError: nothing was written.
         RunFailedError: a task failed; the record is on disk.
     """
-    from mlxpipe.execution.executor import RunFailedError, execute
+    from mlxpipe.execution.executor import Options, RunFailedError, execute
     from mlxpipe.report.files import check_reports, write_reports
 
     loaded = open_spec(source, set=set)
     check_reports(loaded)
     try:
-        record = execute(loaded, reporter)
+        record = execute(loaded, reporter, Options(locked, allow_versions, force, cache))
     except RunFailedError as failure:
         write_reports(loaded, failure.record)
         raise
@@ -182,3 +201,71 @@ def run_matrix(
 
     specs = open_specs(source, set=set, only=only)
     return run_combinations(specs, reporter, keep_going=keep_going, run_one=run)
+
+
+def lock(
+    source: Source, *, path: str | Path | None = None, cache: bool = True, bar: Bar | None = None
+) -> Lock:
+    """Write the lock of a spec: digests of all that decides what it computes.
+
+    Args:
+        source: A spec's path, a checkpoint directory, or a loaded spec.
+        path: Where to write it; by default beside the spec.
+        cache: Look digests of large unchanged files up; False reads every byte.
+        bar: Shows progress.
+
+    Returns:
+        The lock; `lock.sha256` is equal for specs that mean the same.
+
+    Raises:
+        UsageError, SourceError, PlanError: there is nothing sound to lock.
+        LockError: it cannot be written.
+    """
+    from mlxpipe.locking import lock_path, take, write_lock
+    from mlxpipe.tasks.reference import reference_specs
+
+    loaded = open_spec(source)
+    made = take(loaded, _digests(cache, bar), reference_specs(loaded)).lock
+    write_lock(Path(path) if path else lock_path(loaded), made)
+    return made
+
+
+def check_lock(
+    source: Source,
+    *,
+    path: str | Path | None = None,
+    allow_versions: bool = False,
+    cache: bool = True,
+    bar: Bar | None = None,
+) -> tuple[Diagnostic, ...]:
+    """What of a spec is not as its lock says; empty where all is.
+
+    Args:
+        source: A spec's path, a checkpoint directory, or a loaded spec.
+        path: The lock file; by default the one beside the spec.
+        allow_versions: Accept other versions of the packages.
+        cache: Look digests of large unchanged files up; False reads every byte.
+        bar: Shows progress.
+
+    Raises:
+        LockError: there is no lock, or it cannot be read.
+        UsageError, SourceError, PlanError: as `make_plan`.
+    """
+    from mlxpipe.locking import compare
+    from mlxpipe.tasks.reference import reference_specs
+
+    loaded = open_spec(source)
+    _, found = compare(
+        loaded,
+        _digests(cache, bar),
+        Path(path) if path else None,
+        versions=not allow_versions,
+        others=reference_specs(loaded),
+    )
+    return found
+
+
+def _digests(cache: bool, bar: Bar | None) -> Digests:
+    from mlxpipe.locking import DigestCache, Digests
+
+    return Digests(DigestCache() if cache else None, bar)

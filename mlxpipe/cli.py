@@ -64,19 +64,52 @@ def _composing(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _show(parser: argparse.ArgumentParser) -> None:
+    _spec(parser)
+    parser.add_argument("--origins", action="store_true", help="say where each value came from")
+
+
 def _run(parser: argparse.ArgumentParser) -> None:
     _spec(parser)
+    parser.add_argument(
+        "--locked", action="store_true", help="refuse what is not as the spec's lock says"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="do every task again, reusing and resuming nothing"
+    )
     parser.add_argument(
         "--keep-going", action="store_true", help="of a matrix: go on after one that failed"
     )
     parser.add_argument(
         "--shard", metavar="I/N", help="of a matrix: only part I of N, for parallel jobs"
     )
+    _digesting(parser)
 
 
-def _show(parser: argparse.ArgumentParser) -> None:
+def _lock(parser: argparse.ArgumentParser) -> None:
     _spec(parser)
-    parser.add_argument("--origins", action="store_true", help="say where each value came from")
+    parser.add_argument(
+        "--check", action="store_true", help="compare with the lock instead of writing it"
+    )
+    parser.add_argument(
+        "--lock-file", metavar="FILE", help="default: SPEC's name with .lock.yaml for its suffix"
+    )
+    _digesting(parser)
+
+
+def _digesting(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-versions",
+        action="store_true",
+        help="accept other versions of mlxpipe, MLX, mlx-lm and the tokenizer's packages",
+    )
+    parser.add_argument(
+        "--no-cache",
+        action="store_false",
+        dest="cache",
+        help="read every byte of the weights, even of files that were hashed before and have not "
+        "been written to since; a second per gigabyte, or what the disk needs",
+    )
 
 
 def _plan(parser: argparse.ArgumentParser) -> None:
@@ -131,8 +164,9 @@ def _nothing(parser: argparse.ArgumentParser) -> None:
 COMMANDS = (
     Command(
         "run",
-        "run a spec's tasks and leave a record",
-        "  mlxpipe run spec.yaml\n  mlxpipe run spec.yaml --set run.seed=7\n"
+        "run a spec's tasks and leave a record; finished tasks are reused, interrupted ones resume",
+        "  mlxpipe run spec.yaml\n  mlxpipe run spec.yaml --locked\n"
+        "  mlxpipe run spec.yaml --set run.seed=7\n"
         "  mlxpipe run spec.yaml --format json | jq .tasks",
         _run,
     ),
@@ -153,6 +187,13 @@ COMMANDS = (
         "check specs and their checkpoints without MLX; for CI and pre-commit",
         "  mlxpipe check specs/*.yaml",
         _check,
+    ),
+    Command(
+        "lock",
+        "pin what a spec means and reads: every file, the tokenizer, the table, the versions",
+        "  mlxpipe lock spec.yaml           # writes spec.lock.yaml; commit it\n"
+        "  mlxpipe lock spec.yaml --check   # exit code 3 and what changed, if anything did",
+        _lock,
     ),
     Command(
         "show",

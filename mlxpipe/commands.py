@@ -8,6 +8,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +17,20 @@ from mlxpipe.errors import (
     Diagnostic,
     ExecutionError,
     ExitCode,
+    LockError,
     MlxpipeError,
     PlanError,
+    UsageError,
     render_all,
 )
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from mlxpipe.execution.matrix import RunOne
     from mlxpipe.execution.record import RunRecord
     from mlxpipe.graph.numerics import Numerics
+    from mlxpipe.locking.digests import Bar
     from mlxpipe.plan.plan import Plan
     from mlxpipe.spec import LoadedSpec, Setting
     from mlxpipe.tasks import Reporter
@@ -55,7 +60,7 @@ def _run_one(options: Namespace, specs: Sequence[LoadedSpec], reporter: Reporter
 
     as_json = options.format == "json"
     try:
-        record = api.run(specs[0], reporter)
+        record = _runner(options)(specs[0], reporter)
     except RunFailedError as failure:
         if as_json:
             _print_json(failure.record.as_json())
@@ -66,6 +71,17 @@ def _run_one(options: Namespace, specs: Sequence[LoadedSpec], reporter: Reporter
         print_run(_console(stderr=options.quiet), record)
     _annotate_misses(specs[0], record)
     return int(record.exit_code)
+
+
+def _runner(options: Namespace) -> RunOne:
+    """`api.run` with the options of the command line."""
+    return partial(
+        api.run,
+        locked=options.locked,
+        allow_versions=options.allow_versions,
+        force=options.force,
+        cache=options.cache,
+    )
 
 
 def _annotate_misses(loaded: LoadedSpec, record: RunRecord) -> None:
@@ -79,7 +95,9 @@ def _run_matrix(options: Namespace, specs: Sequence[LoadedSpec], reporter: Repor
     from mlxpipe.execution.matrix import run_combinations
     from mlxpipe.report.matrix import print_matrix
 
-    record = run_combinations(specs, reporter, keep_going=options.keep_going, run_one=api.run)
+    record = run_combinations(
+        specs, reporter, keep_going=options.keep_going, run_one=_runner(options)
+    )
     if options.format == "json":
         _print_json(record.as_json())
     else:
@@ -236,10 +254,13 @@ def _explain_all(options: Namespace, made: Plan) -> int:
 def check(options: Namespace) -> int:
     """`mlxpipe check`: every spec, without MLX; the worst exit code."""
     from mlxpipe.report.github import annotate
+    from mlxpipe.spec import LOCK_SUFFIX
 
     worst = ExitCode.OK
     results = []
     for spec in options.specs:
+        if Path(spec).name.endswith(LOCK_SUFFIX):
+            continue  # `specs/*.yaml` names them too; `lock --check` is for them
         code, findings = _check_one(spec, options)
         worst = max(worst, code)
         told = [finding.as_json() for finding in findings]
@@ -273,6 +294,52 @@ def _check_one(spec: str, options: Namespace) -> tuple[ExitCode, list[Diagnostic
             worst = max(worst, PlanError.exit_code if made.problems else ExitCode.OK)
         found |= {each.render(): each for each in findings}
     return worst, list(found.values())
+
+
+def lock(options: Namespace) -> int:
+    """`mlxpipe lock`: of a matrix, each combination has a lock of its own."""
+    from mlxpipe.locking import lock_path
+    from mlxpipe.report.live import ConsoleReporter
+
+    specs = _specs(options)
+    if options.lock_file and len(specs) > 1:
+        raise UsageError(
+            "one-lock-each",
+            "--lock-file names one file, and each combination has a lock of its own",
+            help="choose one with --only",
+        )
+    progress = not (options.no_progress or options.quiet)
+    bar = ConsoleReporter(None, _console(stderr=True), progress=progress).bar
+    act = _check_lock if options.check else _write_lock
+    named = Path(options.lock_file) if options.lock_file else None
+    told = [act(options, loaded, named or lock_path(loaded), bar) for loaded in specs]
+    code = max(each["exit_code"] for each in told)
+    if options.format == "json":
+        _print_json({"locks": told, "exit_code": code} if specs[0].label else told[0])
+    return int(code)
+
+
+def _write_lock(options: Namespace, loaded: LoadedSpec, path: Path, bar: Bar) -> dict[str, Any]:
+    made = api.lock(loaded, path=path, cache=options.cache, bar=bar)
+    if options.format == "human" and not options.quiet:
+        files = len(made.files) + len(made.tokenizer) + len(made.data)
+        print(f"{path}: {files} files, {len(made.table.modules)} modules, {made.sha256[:12]}")
+    return {"lock": str(path), "sha256": made.sha256, "exit_code": int(ExitCode.OK)}
+
+
+def _check_lock(options: Namespace, loaded: LoadedSpec, path: Path, bar: Bar) -> dict[str, Any]:
+    found = api.check_lock(
+        loaded, path=path, allow_versions=options.allow_versions, cache=options.cache, bar=bar
+    )
+    if found:
+        print(render_all(found), file=sys.stderr)
+    elif options.format == "human" and not options.quiet:
+        print(f"{path}: everything is as locked")
+    return {
+        "lock": str(path),
+        "differences": [finding.as_json() for finding in found],
+        "exit_code": int(LockError.exit_code if found else ExitCode.OK),
+    }
 
 
 def show(options: Namespace) -> int:

@@ -5,6 +5,7 @@ The tree, and the exit code of each branch:
 * MlxpipeError
   - UsageError      2   the command line or the spec
   - SourceError     3   the checkpoint: files, headers, manifests
+  - LockError       3   something is not as locked
   - PlanError       4   a conflict, an unmatched override, a contradiction
   - ExecutionError  5   the graph or a task
 
@@ -209,6 +210,12 @@ class UsageError(MlxpipeError):
 
 class SourceError(MlxpipeError):
     """The checkpoint cannot be read as declared."""
+
+    exit_code = ExitCode.SOURCE
+
+
+class LockError(MlxpipeError):
+    """There is no usable lock, or something is not as locked."""
 
     exit_code = ExitCode.SOURCE
 

@@ -15,6 +15,7 @@ ROOT = Path(mlxpipe.__file__).parent
 ORDER = (
     "_version",
     "errors",
+    "files",
     "blas",
     "spec",
     "checkpoint",
@@ -22,6 +23,7 @@ ORDER = (
     "naming",
     "quant",
     "plan",
+    "locking",
     "graph",
     "tasks",
     "execution",

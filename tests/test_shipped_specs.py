@@ -23,7 +23,8 @@ def spec_paths() -> list[Path]:
         for folder in ("pipelines", "examples")
         for path in (ROOT / folder).rglob("*.yaml")
     ]
-    return sorted(path for path in found if str(path) not in DATA and not WRITTEN & set(path.parts))
+    specs = (path for path in found if not path.name.endswith(".lock.yaml"))
+    return sorted(path for path in specs if str(path) not in DATA and not WRITTEN & set(path.parts))
 
 
 def spec_id(path: Path) -> str:

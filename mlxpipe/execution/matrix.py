@@ -19,7 +19,8 @@ from mlxpipe.checkpoint import Checkpoint
 from mlxpipe.checkpoint.source import open_source
 from mlxpipe.errors import Diagnostic, ExecutionError, ExitCode, MlxpipeError
 from mlxpipe.execution.executor import RunFailedError, execute
-from mlxpipe.execution.record import RunRecord, write_json
+from mlxpipe.execution.record import RunRecord
+from mlxpipe.files import write_json
 from mlxpipe.plan.plan import Plan
 from mlxpipe.plan.planner import plan_checkpoint
 from mlxpipe.spec import LoadedSpec, Source

@@ -3,57 +3,86 @@
 <outputs.dir>/<name>/<id>/, of a matrix <outputs.dir>/<name>/<label>/<id>/
     spec.yaml            as written
     spec.resolved.yaml   with every default filled in
+    spec.lock.yaml       digests of all that was read, as `mlxpipe lock` writes them
     plan.json
     run.json             rewritten, whole, after every change of state
-    tasks/<id>/…         each task's outputs
+    tasks/<id>/…         each task's outputs; progress.jsonl while a long one goes on
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
+import resource
 import secrets
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 from mlxpipe.errors import ExecutionError, ExitCode
 from mlxpipe.execution.expectations import Checked
-from mlxpipe.plan.plan import Plan
+from mlxpipe.files import write_json, write_text
+from mlxpipe.locking import Lock, State, write_lock
+from mlxpipe.locking.versions import versions
 from mlxpipe.spec import LoadedSpec, resolved_yaml
 
 Status = Literal["pending", "running", "done", "failed", "interrupted", "skipped"]
 
-PACKAGES = ("mlxpipe", "mlx", "mlx-lm", "transformers", "tokenizers", "safetensors", "numpy")
+#: What differs between two runs that did the same: times, memory, places, and what was not done
+#: again.
+OCCASIONAL = frozenset(
+    {
+        "run_dir", "started", "load_seconds", "seconds", "peak_memory_bytes", "peak_resident_bytes",
+        "reused_from", "resumed_from", "spec_directory",
+    }
+)  # fmt: skip
 
 
 @dataclass(slots=True)
 class TaskRecord:
-    """One task's state; the only values of a run that change."""
+    """One task's state; the only values of a run that change.
+
+    Attributes:
+        fingerprint: The digest of all that decides the result.
+        outputs: Name -> absolute path.
+        digests: Name of an output -> its SHA-256; of a directory, as `locking.tree_digest` has it.
+        reused_from: The run whose result this is, "" where the task was done here.
+        resumed_from: The interrupted run whose steps it went on from, "" for none.
+    """
 
     id: str
     type: str
+    fingerprint: str = ""
     status: Status = "pending"
     metrics: dict[str, Any] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     error: str = ""
+    reused_from: str = ""
+    resumed_from: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """The contracted form; `error` only where there is one."""
+        """The contracted form; the last three only where they say something."""
         fields: dict[str, Any] = {
             "id": self.id,
             "type": self.type,
             "status": self.status,
             "metrics": self.metrics,
             "outputs": self.outputs,
+            "digests": self.digests,
+            "fingerprint": self.fingerprint,
             "seconds": round(self.seconds, 6),
         }
-        return {**fields, "error": self.error} if self.error else fields
+        rare = {
+            "error": self.error,
+            "reused_from": self.reused_from,
+            "resumed_from": self.resumed_from,
+        }
+        return {**fields, **{key: value for key, value in rare.items() if value}}
 
 
 @dataclass(slots=True)
@@ -63,10 +92,13 @@ class RunRecord:
     Attributes:
         folder: The run directory.
         name: The spec's name.
+        seed: The spec's.
         tasks: One record for each task of the spec.
+        lock: The digests of all that is read, None where nobody took them.
+        locked: Whether they were compared with a lock.
         numerics: Device and dtype.
         load_seconds: Time from the plan to a model in memory; 0 where no task asked for it.
-        peak_memory_bytes: MLX's peak.
+        peak_memory_bytes: MLX's peak; 0 before it is known.
         expectations: What the spec expects, and whether it holds.
         exit_code: What the command ends with.
         spec_directory: Where the spec's relative paths start, relative to `folder`, so that runs
@@ -79,6 +111,8 @@ class RunRecord:
     name: str
     seed: int
     tasks: list[TaskRecord]
+    lock: Lock | None = None
+    locked: bool = False
     numerics: Mapping[str, Any] = field(default_factory=dict)
     started: str = field(default_factory=lambda: _now().isoformat(timespec="seconds"))
     load_seconds: float = 0.0
@@ -104,6 +138,8 @@ class RunRecord:
             "name": self.name,
             **({"label": self.label, "matrix": dict(self.matrix)} if self.label else {}),
             "started": self.started,
+            **(_sources(self.lock) if self.lock else {}),
+            "locked": self.locked,
             "seed": self.seed,
             "numerics": dict(self.numerics),
             "versions": versions(),
@@ -111,6 +147,7 @@ class RunRecord:
             "load_seconds": round(self.load_seconds, 6),
             "seconds": round(self.seconds, 6),
             "peak_memory_bytes": self.peak_memory_bytes,
+            "peak_resident_bytes": _peak_resident_bytes(),
             "tasks": [task.as_json() for task in self.tasks],
             "expectations": [each.as_json() for each in self.expectations],
             "exit_code": int(self.exit_code),
@@ -121,31 +158,67 @@ class RunRecord:
         write_json(self.folder / "run.json", self.as_json())
 
 
-def versions() -> dict[str, str]:
-    """The versions that decide what a run computes."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+def _sources(lock: Lock) -> dict[str, Any]:
+    return {
+        "source": lock.source.model_dump(exclude_none=True),
+        "lock": {"sha256": lock.sha256, "table": lock.table.sha256},
+    }
 
 
-def begin(loaded: LoadedSpec, plan: Plan, numerics: Mapping[str, Any]) -> RunRecord:
+def comparable(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A run record without what differs between two runs that did the same.
+
+    Dates, durations, memory and the run directory go, and so does whether a result was taken from
+    an earlier run; paths of outputs become relative to the run directory. Two runs of one spec on
+    one machine have equal comparables.
+    """
+    root = Path(record["run_dir"])
+    kept = {key: value for key, value in record.items() if key not in OCCASIONAL}
+    return {**kept, "tasks": [_comparable_task(task, root) for task in record["tasks"]]}
+
+
+def _comparable_task(task: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    kept = {key: value for key, value in task.items() if key not in OCCASIONAL}
+    outputs = {name: Path(path) for name, path in task["outputs"].items()}
+    return {
+        **kept,
+        "outputs": {
+            name: str(path.relative_to(root) if path.is_relative_to(root) else path)
+            for name, path in outputs.items()
+        },
+    }
+
+
+def begin(
+    loaded: LoadedSpec,
+    state: State,
+    numerics: Mapping[str, Any],
+    fingerprints: Mapping[str, str],
+    *,
+    locked: bool = False,
+) -> RunRecord:
     """Make a run directory and write what is known before the model is loaded.
+
+    Args:
+        loaded: The spec.
+        state: What it means and reads.
+        numerics: Device, dtype and kernels.
+        fingerprints: Of each task.
+        locked: Whether the state was compared with a lock.
 
     Raises:
         ExecutionError: `cannot-write`.
     """
     spec = loaded.spec
     parent = loaded.resolve(spec.outputs.dir) / loaded.name / loaded.label
-    folder = parent / f"{_now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    folder = parent / f"{_now():%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
     record = RunRecord(
         folder,
         loaded.name,
         spec.run.seed,
-        [TaskRecord(task.id, task.type) for task in spec.tasks],
+        [TaskRecord(task.id, task.type, fingerprints[task.id]) for task in spec.tasks],
+        state.lock,
+        locked,
         numerics,
         spec_directory=os.path.relpath(loaded.path.parent.resolve(), folder.resolve()),
         label=loaded.label,
@@ -155,7 +228,8 @@ def begin(loaded: LoadedSpec, plan: Plan, numerics: Mapping[str, Any]) -> RunRec
         folder.mkdir(parents=True)
         write_text(folder / "spec.yaml", loaded.text)
         write_text(folder / "spec.resolved.yaml", resolved_yaml(loaded))
-        write_json(folder / "plan.json", plan.as_json())
+        write_lock(folder / "spec.lock.yaml", state.lock)
+        write_json(folder / "plan.json", state.plan.as_json())
         record.save()
     except OSError as error:
         raise ExecutionError(
@@ -168,19 +242,10 @@ def begin(loaded: LoadedSpec, plan: Plan, numerics: Mapping[str, Any]) -> RunRec
     return record
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+def _peak_resident_bytes() -> int:
+    """The most memory that this process has held so far, with everything it loaded."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
 
 
 def _now() -> datetime:

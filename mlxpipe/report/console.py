@@ -300,7 +300,11 @@ def print_run(console: Console, record: RunRecord) -> None:
         metrics = ", ".join(_metric(name, value) for name, value in _headline(task.metrics))
         style = "green" if task.status == "done" else "red"
         table.add_row(
-            task.id, task.type, Text(task.status, style=style), metrics, f"{task.seconds:.2f}"
+            task.id,
+            task.type,
+            Text("reused" if task.reused_from else task.status, style=style),
+            metrics,
+            f"{task.seconds:.2f}",
         )
     if record.tasks:
         console.print()
@@ -309,9 +313,10 @@ def print_run(console: Console, record: RunRecord) -> None:
         console.print("the spec has no tasks: the model was loaded, and that is all")
     _print_expectations(console, record.expectations)
     numerics = record.numerics
-    loaded = f"loaded in {record.load_seconds:.2f} s, {numerics.get('dtype')} on "
-    loaded += f"{numerics.get('device')}, peak {size(record.peak_memory_bytes)}"
-    console.print(Text(loaded, style="dim"))
+    # Without a task that needed it the model was never loaded.
+    loaded = f"loaded in {record.load_seconds:.2f} s, " if record.load_seconds else ""
+    loaded += f"{numerics.get('dtype')} on {numerics.get('device')}, "
+    console.print(Text(f"{loaded}peak {size(record.peak_memory_bytes)}", style="dim"))
     console.print(Text(f"record: {record.folder}", style="dim"), soft_wrap=True)
 
 

@@ -11,13 +11,13 @@ from typing import Any
 
 from mlxpipe.checkpoint.json_reader import read_json
 from mlxpipe.errors import Origin, UsageError
+from mlxpipe.locking import read_lock
 from mlxpipe.plan.planner import make_plan
-from mlxpipe.spec import LoadedSpec, load_spec, read_yaml, resolved, spec_for_source
+from mlxpipe.spec import LOCK_SUFFIX, LoadedSpec, load_spec, read_yaml, resolved, spec_for_source
 
 RUN = "run.json"
 PLAN = "plan.json"
 RESOLVED = "spec.resolved.yaml"
-LOCK = ".lock.yaml"
 
 #: What of a run's record is a setting; the rest is when, where and how long.
 SETTINGS_OF_A_RUN = ("seed", "numerics", "versions", "platform")
@@ -109,6 +109,7 @@ def open_side(path: str) -> Side:
 
     Raises:
         UsageError: `nothing-to-compare`, where it is none of them; or as for a spec.
+        LockError: a lock cannot be read.
         SourceError, PlanError: a spec cannot be planned.
     """
     place = Path(path)
@@ -116,8 +117,8 @@ def open_side(path: str) -> Side:
         return _run(place, path)
     if place.is_dir():
         return _spec(spec_for_source(place), path)
-    if place.name.endswith(LOCK):
-        return Side("lock", path, settings=_flat(read_yaml(place).data))
+    if place.name.endswith(LOCK_SUFFIX):
+        return _lock(place, path)
     if place.suffix == ".json":
         return _plan(place, path)
     return _spec(load_spec(place), path)
@@ -139,6 +140,13 @@ def _run(folder: Path, label: str) -> Side:
     }
     settings = {**_flat(spec, "spec"), **_flat(kept)}
     return Side("run", label, settings, _modules(plan), metrics)
+
+
+def _lock(path: Path, label: str) -> Side:
+    # Checksums of pieces only say where a file changed.
+    data = read_lock(path)[0].model_dump(exclude={"pieces"}, exclude_none=True)
+    modules = data["table"].pop("modules")
+    return Side("lock", label, _flat(data), modules)
 
 
 def _spec(loaded: LoadedSpec, label: str) -> Side:

@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from mlxpipe.execution.record import RunRecord, write_text
+from mlxpipe.execution.record import RunRecord
+from mlxpipe.files import write_text
 from mlxpipe.report.junit import junit
 from mlxpipe.spec import LoadedSpec
 

@@ -5,9 +5,10 @@ Read in this order: `model` (what a spec can say), `reader` (strict YAML with po
 a `LoadedSpec`).
 """
 
-from mlxpipe.spec.dump import resolved, resolved_yaml
+from mlxpipe.spec.dump import OneLine, dump_yaml, resolved, resolved_yaml
 from mlxpipe.spec.expect import Expectation
 from mlxpipe.spec.load import (
+    LOCK_SUFFIX,
     LoadedSpec,
     Settings,
     load_spec,
@@ -30,6 +31,7 @@ from mlxpipe.spec.model import (
     Spec,
 )
 from mlxpipe.spec.origins import origins, resolved_yaml_with_origins
+from mlxpipe.spec.path_values import PathValue, path_values
 from mlxpipe.spec.positions import Document, Positions
 from mlxpipe.spec.quantize import PresetRule, QuantizeRule
 from mlxpipe.spec.reader import read_text, read_yaml
@@ -48,9 +50,11 @@ from mlxpipe.spec.tasks import (
     Task,
     TextTask,
 )
+from mlxpipe.spec.values import PathUse, Section
 
 __all__ = [
     "BUILT_IN_SOURCES",
+    "LOCK_SUFFIX",
     "TASK_TYPES",
     "BenchmarkTask",
     "CompareTask",
@@ -63,8 +67,11 @@ __all__ = [
     "LogitsTask",
     "Model",
     "Naming",
+    "OneLine",
     "Outputs",
     "Override",
+    "PathUse",
+    "PathValue",
     "PerplexityTask",
     "Positions",
     "PresetRule",
@@ -73,6 +80,7 @@ __all__ = [
     "Reference",
     "RenameRule",
     "Run",
+    "Section",
     "SensitivityTask",
     "Setting",
     "Settings",
@@ -80,12 +88,14 @@ __all__ = [
     "Spec",
     "Task",
     "TextTask",
+    "dump_yaml",
     "json_schema",
     "load_spec",
     "load_specs",
     "origins",
     "parse_setting",
     "parse_spec",
+    "path_values",
     "read_text",
     "read_yaml",
     "require_one",

@@ -33,10 +33,17 @@ def resolved(loaded: LoadedSpec) -> dict[str, Any]:
 
 def resolved_yaml(loaded: LoadedSpec) -> str:
     """The resolved spec as YAML: itself a valid spec, which resolves to the same."""
+    return dump_yaml(resolved(loaded))
+
+
+class OneLine(dict[str, Any]):
+    """A mapping that `dump_yaml` writes on one line."""
+
+
+def dump_yaml(data: dict[str, Any]) -> str:
+    """Plain data as YAML that `read_yaml` reads back to the same, in the order given."""
     return str(
-        yaml.dump(
-            resolved(loaded), Dumper=_CoreDumper, sort_keys=False, allow_unicode=True, width=_WIDE
-        )
+        yaml.dump(data, Dumper=_CoreDumper, sort_keys=False, allow_unicode=True, width=_WIDE)
     )
 
 
@@ -66,3 +73,9 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 for _rule in CORE_SCHEMA:
     _CoreDumper.add_implicit_resolver(_rule.tag, _rule.pattern, list(_rule.first))
 _CoreDumper.add_representer(str, _represent_text)
+_CoreDumper.add_representer(
+    OneLine,
+    lambda dumper, value: dumper.represent_mapping(
+        "tag:yaml.org,2002:map", value.items(), flow_style=True
+    ),
+)

@@ -27,6 +27,9 @@ _Start = tuple[str, int | None, int | None]
 #: Values by dotted path, or settings as `parse_setting` makes them.
 Settings = Mapping[str, Any] | Iterable[Setting] | None
 
+#: What stands in the place of a spec's suffix in the name of its lock.
+LOCK_SUFFIX = ".lock.yaml"
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedSpec:
@@ -103,6 +106,13 @@ def load_specs(
         UsageError: as `load_spec`.
     """
     path = Path(path)
+    if path.name.endswith(LOCK_SUFFIX):
+        spec = path.name.removesuffix(LOCK_SUFFIX)
+        raise UsageError(
+            "lock-not-spec",
+            f"{path} is a lock, not a spec",
+            help=f"give the spec that it belongs to: {path.with_name(spec)}.yaml",
+        )
     return _loaded(read_yaml(path), path, set, only)
 
 

@@ -33,6 +33,7 @@ from mlxpipe.spec.values import (
     Identifier,
     ModulePattern,
     Name,
+    OutputPath,
     PathText,
     Regex,
     Section,
@@ -254,7 +255,7 @@ Report = Literal["json", "junit", "html", "github"]
 class Outputs(Section):
     """Where results go."""
 
-    dir: PathText = Field("runs", description="A directory, relative to the spec.")
+    dir: OutputPath = Field("runs", description="A directory, relative to the spec.")
     reports: Annotated[tuple[Report, ...], Strict(False), Words("a list of reports")] = Field(
         (),
         description="Reports in the run's directory: json, junit (XML for CI), html (a page; needs "

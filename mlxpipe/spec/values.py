@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from enum import Enum
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 from pydantic import (
@@ -35,6 +36,16 @@ class Words(NamedTuple):
 
 class RelativePath(NamedTuple):
     """Marks a type whose values are paths, relative to the file that writes them."""
+
+
+class PathUse(Enum):
+    """What a path of the spec is for; each path-valued type carries one.
+
+    A task's paths of the first kind are inputs: locks and fingerprints hold their contents.
+    """
+
+    READ = "read"
+    WRITE = "write"
 
 
 class Section(BaseModel):
@@ -158,9 +169,9 @@ Identifier = Annotated[
     Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128),
     Words("a name of letters, digits and '_'"),
 ]
-PathText = Annotated[
-    str, Field(min_length=1, pattern=r"^[^\x00]+$"), Words("a path"), RelativePath()
-]
+_PATH = Field(min_length=1, pattern=r"^[^\x00]+$")
+PathText = Annotated[str, _PATH, Words("a path"), RelativePath(), PathUse.READ]
+OutputPath = Annotated[str, _PATH, Words("a path"), RelativePath(), PathUse.WRITE]
 HubName = Annotated[
     str,
     Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from mlxpipe.tasks.base import Context, Outcome, Reporter, Runner
+from mlxpipe.tasks.base import Context, Outcome, Replay, Reporter, Runner
 
 #: Type of a task -> the module whose `run` does it.
 MODULES = {
@@ -17,6 +17,10 @@ MODULES = {
     "sensitivity": "mlxpipe.tasks.sensitivity",
 }
 
+#: Types whose result is a measurement of this moment, or that read what no fingerprint sees, such
+#: as lm-eval's data sets; it is never taken from an earlier run.
+NEVER_REUSED = frozenset({"benchmark", "evaluate"})
+
 
 def runner(kind: str) -> Runner:
     """The function that does tasks of a type."""
@@ -24,4 +28,20 @@ def runner(kind: str) -> Runner:
     return function
 
 
-__all__ = ["MODULES", "Context", "Outcome", "Reporter", "Runner", "runner"]
+def replay(kind: str) -> Replay | None:
+    """What shows the result of a task that is not done again, if the type has such a function."""
+    function: Replay | None = getattr(import_module(MODULES[kind]), "replay", None)
+    return function
+
+
+__all__ = [
+    "MODULES",
+    "NEVER_REUSED",
+    "Context",
+    "Outcome",
+    "Replay",
+    "Reporter",
+    "Runner",
+    "replay",
+    "runner",
+]

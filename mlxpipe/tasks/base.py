@@ -105,5 +105,13 @@ class Runner(Protocol):
         Args:
             context: The model and all that is shared.
             number: Index into the spec's tasks.
-            folder: An empty directory for the task's outputs.
+            folder: A directory for the task's outputs. It is empty, but for the steps that an
+                interrupted run of the same task has done (`tasks.progress`).
         """
+
+
+class Replay(Protocol):
+    """Shows the outputs of a task as its runner would have."""
+
+    def __call__(self, reporter: Reporter, outputs: Mapping[str, Path]) -> None:
+        """Tell the reporter what is in the outputs."""

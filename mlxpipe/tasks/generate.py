@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ import mlx.core as mx
 
 from mlxpipe.architecture.mlxlm import submodule
 from mlxpipe.errors import UsageError
+from mlxpipe.files import write_text
 from mlxpipe.spec import GenerateTask
-from mlxpipe.tasks.base import Context, Outcome
+from mlxpipe.tasks.base import Context, Outcome, Reporter
+from mlxpipe.tasks.progress import progress
 from mlxpipe.tasks.texts import read_prompts
 
 #: How many tokens of the prompt decide how the first one after it is spelled.
@@ -41,23 +43,39 @@ def run(context: Context, number: int, folder: Path) -> Outcome:
     """Write one JSON line per prompt: prompt, text, tokens, finish_reason."""
     task = context.loaded.spec.tasks[number]
     assert isinstance(task, GenerateTask)
-    path = folder / "completions.jsonl"
     # Loaded before anything is seeded: building a model draws random numbers.
     model = context.model
-    read = generated = 0
-    with path.open("w", encoding="utf-8") as lines:
-        for prompt in _prompts(context, task, number):
+    with progress(folder) as steps:
+        for done in steps.rows:
+            _show(context.reporter, done["completion"])
+        for prompt in _prompts(context, task, number)[len(steps.rows) :]:
             ids = _encode(context, task, prompt, number)
             # Each prompt starts from the seed, so its completion does not hang on the others.
             mx.random.seed(_seed(context, task))
             context.reporter.prompt(prompt)
             completion = complete(context, model, task, prompt, ids)
-            lines.write(json.dumps(asdict(completion), ensure_ascii=False) + "\n")
-            lines.flush()
-            read += len(ids)
-            generated += len(completion.tokens)
-    metrics = {"prompt_tokens": read, "generated_tokens": generated}
+            steps.add({"read": len(ids), "completion": asdict(completion)})
+    path = folder / "completions.jsonl"
+    completions = [step["completion"] for step in steps.rows]
+    lines = (json.dumps(each, ensure_ascii=False) + "\n" for each in completions)
+    write_text(path, "".join(lines))
+    metrics = {
+        "prompt_tokens": sum(step["read"] for step in steps.rows),
+        "generated_tokens": sum(len(each["tokens"]) for each in completions),
+    }
     return Outcome(metrics, {"completions": path})
+
+
+def replay(reporter: Reporter, outputs: Mapping[str, Path]) -> None:
+    """Show completions that an earlier run wrote."""
+    for line in outputs["completions"].read_text(encoding="utf-8").split("\n"):
+        if line:
+            _show(reporter, json.loads(line))
+
+
+def _show(reporter: Reporter, completion: Mapping[str, Any]) -> None:
+    reporter.prompt(completion["prompt"])
+    reporter.text(completion["text"] + "\n")
 
 
 def _seed(context: Context, task: GenerateTask) -> int:

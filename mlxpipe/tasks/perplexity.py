@@ -13,6 +13,7 @@ from typing import Any
 from mlxpipe.spec import PerplexityTask
 from mlxpipe.tasks.base import Context, Outcome
 from mlxpipe.tasks.divergence import exp, total
+from mlxpipe.tasks.progress import progress
 from mlxpipe.tasks.windows import Window, WindowedText, negative_log_likelihoods, read_windows
 
 
@@ -21,14 +22,16 @@ def run(context: Context, number: int, folder: Path) -> Outcome:
     task = context.loaded.spec.tasks[number]
     assert isinstance(task, PerplexityTask)
     text = read_windows(context, task, number)
-    nats = 0.0
-    tokens = size = 0
-    with context.reporter.bar("perplexity", len(text.windows), "windows") as advance:
-        for done, window in enumerate(text.windows, 1):
-            nats += negative_log_likelihood(context.model, text, window)
-            tokens += window.targets
-            size += text.scored_bytes(window)
-            advance(done)
+    with (
+        context.reporter.bar("perplexity", len(text.windows), "windows") as advance,
+        progress(folder) as steps,
+    ):
+        for window in text.windows[len(steps.rows) :]:
+            steps.add({"nats": negative_log_likelihood(context.model, text, window)})
+            advance(len(steps.rows))
+    nats = sum(step["nats"] for step in steps.rows)
+    tokens = sum(window.targets for window in text.windows)
+    size = sum(text.scored_bytes(window) for window in text.windows)
     return Outcome(
         {
             "perplexity": exp(nats / tokens),

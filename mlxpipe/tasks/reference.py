@@ -65,6 +65,19 @@ def plan_references(loaded: LoadedSpec) -> dict[int, PlannedReference]:
     }
 
 
+def reference_specs(loaded: LoadedSpec) -> dict[str, LoadedSpec]:
+    """`<task>.reference` -> the spec of the reference, for what is locked and recognised.
+
+    Raises:
+        UsageError: as `reference_spec`.
+    """
+    return {
+        f"{task.id}.reference": reference_spec(loaded, number, task)
+        for number, task in enumerate(loaded.spec.tasks)
+        if isinstance(task, CompareTask)
+    }
+
+
 def _plan(loaded: LoadedSpec, number: int, task: CompareTask) -> PlannedReference:
     spec = reference_spec(loaded, number, task)
     with _noted(loaded, number, task):

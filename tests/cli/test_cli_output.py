@@ -44,7 +44,8 @@ def test_run_prints_the_contracted_record(record: dict[str, Any], folder: Path) 
     assert record["exit_code"] == 0
     assert Path(record["run_dir"]).parent == folder / "runs" / "spec"
     for task in record["tasks"]:
-        assert task.keys() == {"id", "type", "status", "metrics", "outputs", "seconds"}
+        contracted = {"id", "type", "status", "metrics", "outputs", "seconds"}
+        assert task.keys() == contracted | {"digests", "fingerprint"}
         assert task["status"] == "done"
         assert task["seconds"] > 0
         assert all(Path(path).is_file() for path in task["outputs"].values())
@@ -57,6 +58,7 @@ def test_run_leaves_a_complete_directory(record: dict[str, Any], folder: Path) -
     assert files == {
         "spec.yaml",
         "spec.resolved.yaml",
+        "spec.lock.yaml",
         "plan.json",
         "run.json",
         "tasks/logits/logits.safetensors",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxpipe._version import __version__
 from mlxpipe.errors import ExecutionError, UsageError
-from mlxpipe.execution.record import write_text
+from mlxpipe.files import write_text
 from mlxpipe.report.console import visible
 from mlxpipe.report.difference import describe_module
 from mlxpipe.report.page.runs import RunView, quality
