@@ -6,7 +6,7 @@ part, so that peak memory stays near the size of the weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any
 
 import mlx.core as mx
@@ -19,13 +19,17 @@ from mlxpipe.graph.cuts import NVFP4_AMAX, join_rows, take_rows, unpacked
 from mlxpipe.graph.layers import PackedEmbedding, PackedExperts, PackedLinear
 from mlxpipe.graph.layouts import CONVERTERS, Packing
 from mlxpipe.graph.numerics import Numerics
+from mlxpipe.graph.on_demand import OnDemandFile
 from mlxpipe.graph.recipe import apply, dense_weight
 from mlxpipe.naming.groups import Group, Part
 from mlxpipe.plan.plan import AS_STORED, PLUS_ONE, TURNED, Parameter, Plan, PlannedModule
 from mlxpipe.quant.layouts import LAYOUTS, LOSSY, PACKED_ROLES, landing
 from mlxpipe.quant.modes import Scheme
 
-#: How many files may be open at once before their tensors are read eagerly.
+#: The leaf of MLX's own tensor scale, an amax.
+AMAX = "global_scale"
+
+#: How many files are kept open; those of a store with more blobs are opened for each read.
 OPEN_FILES = 128
 
 #: Bytes that are evaluated together while loading: what conversions hold meanwhile is a few times
@@ -54,6 +58,9 @@ DENSE_LAYOUTS = frozenset(row.name for row in LAYOUTS if row.grade == LOSSY)
 #: Called with (bytes loaded, bytes in all).
 Progress = Callable[[int, int], None]
 
+#: A module -> the dtype that its conversion rounds to; None: the producer's 16 bits.
+Rounding = Callable[[PlannedModule], mx.Dtype | None]
+
 
 def build_model(
     plan: Plan,
@@ -80,16 +87,11 @@ def build_model(
     dtype = numerics.mlx_dtype
     skeleton = build_skeleton(checkpoint.config.data)
     model = skeleton.model
-    arrays, extras = _canonical_arrays(plan, checkpoint, dtype)
-    # Its own dictionary: a `sanitize` may take out of it what it has seen.
-    outputs = model.sanitize(dict(arrays)) if hasattr(model, "sanitize") else arrays
+    arrays = final_arrays(plan, checkpoint, model, lambda module: dtype, progress)
     parameters = {
-        parameter.name: _final(parameter, outputs, arrays) for parameter in plan.parameters.values()
+        name: _cast(model, name, array, dtype) for name, array in exact_multipliers(arrays, plan)
     }
-    del arrays, outputs
-    parameters = {**dict(_exact_multipliers(parameters, plan)), **extras}
-    _apply_recipe(plan, parameters, progress)
-    parameters = {name: _cast(model, name, array, dtype) for name, array in parameters.items()}
+    del arrays
     _replace_layers(skeleton, plan, parameters, numerics)
     model.load_weights(list(parameters.items()), strict=True)
     del parameters
@@ -101,8 +103,40 @@ def build_model(
 # --- tensors ---------------------------------------------------------------------------------
 
 
+def final_arrays(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    model: Any,
+    rounding: Rounding,
+    progress: Progress | None = None,
+) -> dict[str, mx.array]:
+    """Every parameter of the planned model by its name, lazy but for what a recipe makes.
+
+    Args:
+        plan: A sound plan of this checkpoint.
+        checkpoint: The open checkpoint.
+        model: The skeleton's model, for its `sanitize`.
+        rounding: What conversions round to.
+        progress: Told of the bytes that a recipe made.
+
+    Returns:
+        Name -> array in the dtype that the checkpoint, a conversion or the recipe gives it.
+        Multipliers and permutations stand beside the weights that need them.
+
+    Raises:
+        ExecutionError: a shard cannot be read, or a module cannot be converted.
+    """
+    arrays, extras = _canonical_arrays(plan, checkpoint, rounding)
+    # Its own dictionary: a `sanitize` may take out of it what it has seen.
+    outputs = model.sanitize(dict(arrays)) if hasattr(model, "sanitize") else arrays
+    parameters = {each.name: _final(each, outputs, arrays) for each in plan.parameters.values()}
+    parameters |= extras
+    _apply_recipe(plan, parameters, progress)
+    return parameters
+
+
 def _canonical_arrays(
-    plan: Plan, checkpoint: Checkpoint, dtype: mx.Dtype | None
+    plan: Plan, checkpoint: Checkpoint, rounding: Rounding
 ) -> tuple[dict[str, mx.array], dict[str, mx.array]]:
     """What `sanitize` is given, and what goes to our layers past it: name -> lazy array.
 
@@ -112,7 +146,7 @@ def _canonical_arrays(
     wanted = {
         name for group in plan.groups.values() for role in group.parts for name in group.names(role)
     }
-    tensors = _open_tensors(checkpoint, wanted)
+    tensors = open_tensors(checkpoint, wanted)
     modules = {
         module.group: module
         for module in plan.modules.values()
@@ -123,8 +157,8 @@ def _canonical_arrays(
     for group in plan.groups.values():
         module = modules.get(group.path)
         # A recipe starts from the checkpoint's own numbers, whatever the activations are.
-        rounding = None if module is not None and module.changed else dtype
-        parts = _group_arrays(group, module, tensors, rounding)
+        dtype = None if module is None or module.changed else rounding(module)
+        parts = group_arrays(group, module, tensors, dtype)
         if module is not None:
             for leaf in EXTRAS & parts.keys():
                 extras[f"{module.path}.{leaf}"] = parts.pop(leaf)
@@ -132,7 +166,7 @@ def _canonical_arrays(
     return arrays, extras
 
 
-def _group_arrays(
+def group_arrays(
     group: Group,
     module: PlannedModule | None,
     tensors: Mapping[str, mx.array],
@@ -143,7 +177,7 @@ def _group_arrays(
     if module is not None:
         parts = _convert(module, parts, dtype)
     own = take_rows(parts, group.rows)
-    others = [_group_arrays(other, module, tensors, dtype) for other in group.others]
+    others = [group_arrays(other, module, tensors, dtype) for other in group.others]
     return join_rows([own, *others])
 
 
@@ -176,23 +210,21 @@ def _convert(
         ) from error
 
 
-def _open_tensors(checkpoint: Checkpoint, wanted: set[str]) -> dict[str, mx.array]:
-    """Lazy arrays by name; read at once where a store has more blobs than files may be open."""
+def open_tensors(checkpoint: Checkpoint, wanted: Set[str]) -> dict[str, mx.array]:
+    """Lazy arrays by name, also where a store has more blobs than files may be open."""
     shards = {checkpoint.tensors[name].shard for name in wanted}
-    eager = len(shards) > OPEN_FILES
+    many = len(shards) > OPEN_FILES
     tensors: dict[str, mx.array] = {}
     for number in sorted(shards):
         shard = checkpoint.shards[number]
         try:
-            loaded: Any = mx.load(str(shard.path), format="safetensors")
-        except RuntimeError as error:
+            source: Any = OnDemandFile(shard.path) if many else str(shard.path)
+            loaded: Any = mx.load(source, format="safetensors")
+        except (OSError, RuntimeError) as error:
             raise ExecutionError(
                 "unreadable-shard", f"MLX cannot read {shard.label}", found=str(error)
             ) from error
-        kept = {name: array for name, array in loaded.items() if name in wanted}
-        if eager:
-            mx.eval(list(kept.values()))
-        tensors.update(kept)
+        tensors.update((name, array) for name, array in loaded.items() if name in wanted)
     return tensors
 
 
@@ -226,14 +258,19 @@ def _cast(model: Any, name: str, array: mx.array, dtype: mx.Dtype | None) -> mx.
     return array.astype(dtype)
 
 
-def _exact_multipliers(
+def multiplier_of(amax: mx.array) -> mx.array:
+    """The float32 factor that MLX's `global_scale` stands for."""
+    return amax.astype(mx.float32) / NVFP4_AMAX
+
+
+def exact_multipliers(
     parameters: Mapping[str, mx.array], plan: Plan
 ) -> Iterator[tuple[str, mx.array]]:
     """MLX's `global_scale`, an amax, as the multiplier that it stands for."""
     for name, array in parameters.items():
         path, _, leaf = name.rpartition(".")
-        if leaf == "global_scale" and path in plan.modules:
-            yield f"{path}.multiplier", array.astype(mx.float32) / NVFP4_AMAX
+        if leaf == AMAX and path in plan.modules:
+            yield f"{path}.multiplier", multiplier_of(array)
         else:
             yield name, array
 
@@ -244,6 +281,8 @@ def _apply_recipe(plan: Plan, parameters: dict[str, mx.array], progress: Progres
     for path, planned in plan.modules.items():
         if planned.changed:
             own = {leaf: parameters.pop(f"{path}.{leaf}") for leaf in _own(path, parameters)}
+            if (amax := parameters.pop(f"{path}.{AMAX}", None)) is not None:
+                own["multiplier"] = multiplier_of(amax)
             try:
                 made = apply(own, planned.converted, planned.landing)
             except RuntimeError as error:
