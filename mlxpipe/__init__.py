@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlxpipe.api import (
         check_lock,
         explain,
+        export,
         load,
         lock,
         make_plan,
@@ -45,6 +46,7 @@ _HOMES = {
         (
             "check_lock",
             "explain",
+            "export",
             "load",
             "lock",
             "make_plan",
@@ -84,6 +86,7 @@ __all__ = [
     "__version__",
     "check_lock",
     "explain",
+    "export",
     "json_schema",
     "load",
     "load_spec",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from mlxpipe.spec import LoadedSpec, Settings, load_specs, require_one, spec_for
 if TYPE_CHECKING:
     from mlxpipe.execution.matrix import MatrixRecord
     from mlxpipe.execution.record import RunRecord
+    from mlxpipe.exports.request import Exported
     from mlxpipe.locking import Digests, Lock
     from mlxpipe.locking.digests import Bar
     from mlxpipe.tasks import Reporter
@@ -137,6 +139,44 @@ def with_dtype(loaded: LoadedSpec, dtype: str | None) -> LoadedSpec:
     from mlxpipe.spec.load import override
 
     return loaded if dtype is None else override(loaded, ("model", "dtype"), dtype)
+
+
+def export(
+    source: Source,
+    path: str | Path,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    set: Settings = None,
+    **options: Any,
+) -> Exported:
+    """Write a model to disk in another format, whole or not at all, without loading it.
+
+    Args:
+        source: A spec's path, a checkpoint directory, or a loaded spec; its tasks are not run.
+        path: The directory to write, or the Ollama store to add to; from the current directory.
+        progress: Called with (bytes written, bytes in all).
+        set: Values of the spec by dotted path; they win over the file.
+        options: As an export task has them: format, name, unsupported, dtype, max_shard_bytes,
+            overwrite.
+
+    Returns:
+        What was written, and what it holds of each module.
+
+    Raises:
+        UsageError, SourceError, PlanError, ExecutionError: see `mlxpipe.errors`.
+    """
+    from mlxpipe.spec.load import override
+
+    task = {"type": "export", "path": str(Path(path).expanduser().absolute()), **options}
+    # What the spec expects of its own tasks is none of this one's business.
+    loaded = override(override(open_spec(source, set=set), ("expect",), []), ("tasks",), [task])
+    checkpoint = open_source(loaded)
+    plan = plan_checkpoint(loaded, checkpoint).require_sound()
+    from mlxpipe.exports.export import export_model
+    from mlxpipe.tasks.export import request_of
+
+    request = replace(request_of(loaded, 0), origin=None)
+    return export_model(plan, checkpoint, request, progress)
 
 
 def run(

@@ -127,6 +127,30 @@ def _explain(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _export(parser: argparse.ArgumentParser) -> None:
+    _spec(parser)
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", required=True, help="the directory, or the Ollama store"
+    )
+    parser.add_argument(
+        "--to", choices=("mlx", "ollama"), default="mlx", help="what to write (default: mlx)"
+    )
+    parser.add_argument("--name", metavar="MODEL[:TAG]", help="the entry's name, for ollama")
+    parser.add_argument(
+        "--unsupported",
+        choices=("dense", "keep", "error"),
+        default="dense",
+        help="modules that the format cannot hold packed (default: dense, in float32)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("exact", "checkpoint"),
+        default="exact",
+        help="what conversions compute: no bit lost, or the checkpoint's 16 bits",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+
+
 def _check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("specs", metavar="SPEC", nargs="+", help=SPEC_HELP + "; several are fine")
     _composing(parser)
@@ -194,6 +218,13 @@ COMMANDS = (
         "  mlxpipe lock spec.yaml           # writes spec.lock.yaml; commit it\n"
         "  mlxpipe lock spec.yaml --check   # exit code 3 and what changed, if anything did",
         _lock,
+    ),
+    Command(
+        "export",
+        "write the model in another format, whole or not at all, without loading it",
+        "  mlxpipe export spec.yaml -o out/model\n"
+        "  mlxpipe export path/to/checkpoint -o ~/.ollama/models --to ollama --name qwen3:nvfp4",
+        _export,
     ),
     Command(
         "show",

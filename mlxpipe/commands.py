@@ -213,6 +213,34 @@ def _numerics(loaded: LoadedSpec, made: Plan) -> Numerics | None:
         return None
 
 
+def export(options: Namespace) -> int:
+    """`mlxpipe export`."""
+    from mlxpipe.report.console import ConsoleReporter
+    from mlxpipe.report.console_export import print_export
+    from mlxpipe.tasks.export import exporting
+
+    as_json = options.format == "json"
+    bars = not (options.no_progress or options.quiet)
+    reporter = ConsoleReporter(None, _console(stderr=True), progress=bars)
+    named = {"name": options.name} if options.name is not None else {}
+    with exporting(reporter) as progress:
+        done = api.export(
+            _one(options),
+            options.output,
+            progress=progress,
+            format=options.to,
+            unsupported=options.unsupported,
+            dtype=options.dtype,
+            overwrite=options.overwrite,
+            **named,
+        )
+    if as_json:
+        _print_json(done.as_json())
+    elif not options.quiet:
+        print_export(_console(), done)
+    return int(ExitCode.OK)
+
+
 def explain(options: Namespace) -> int:
     """`mlxpipe explain`."""
     from mlxpipe.report.console import print_explanation

@@ -25,6 +25,7 @@ ORDER = (
     "plan",
     "locking",
     "graph",
+    "exports",
     "tasks",
     "execution",
     "report",

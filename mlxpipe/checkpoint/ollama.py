@@ -25,9 +25,10 @@ from mlxpipe.checkpoint.json_reader import read_json
 from mlxpipe.errors import Origin, SourceError, nearest
 
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
-_IMAGE = "application/vnd.ollama.image."
+CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
+IMAGE = "application/vnd.ollama.image."
 
-_TEXTS = frozenset({"template", "system", "params", "license"})
+TEXTS = frozenset({"template", "system", "params", "license"})
 
 _REFUSED: Mapping[str, tuple[str, str, str]] = MappingProxyType(
     {
@@ -50,7 +51,7 @@ _REFUSED: Mapping[str, tuple[str, str, str]] = MappingProxyType(
 )
 """Layers that make the model another one than its tensors alone: code, what it is, what to do."""
 
-_KNOWN = frozenset({"tensor", "json", *_TEXTS, *_REFUSED})
+_KNOWN = frozenset({"tensor", "json", *TEXTS, *_REFUSED})
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _LAYER_NAME = re.compile(r"(?!.*(?:^|/)\.{0,2}(?:/|$))[^\\:\x00-\x1f\x7f]{1,255}", re.ASCII)
@@ -304,8 +305,8 @@ def _layer(layer: Any, pointer: str, label: str) -> Layer:
     if not _DIGEST.fullmatch(digest):
         expected = "sha256: and 64 hexadecimal digits"
         raise _bad_manifest(label, f"{pointer}/digest", digest, expected, "bad-digest")
-    short = media.removeprefix(_IMAGE)
-    kind = short if media.startswith(_IMAGE) and short in _KNOWN else media
+    short = media.removeprefix(IMAGE)
+    kind = short if media.startswith(IMAGE) and short in _KNOWN else media
     name = layer.get("name", "")
     if not isinstance(name, str) or (kind == "json" and not _LAYER_NAME.fullmatch(name)):
         expected = "a file name, without '..', '\\' or a leading '/'"
@@ -344,7 +345,7 @@ def _files(layers: list[Layer], root: Path, label: str) -> Mapping[str, Path]:
                 raise _bad_manifest(label, pointer, layer.name, expected, "duplicate-layer")
             files[layer.name] = _blob(root, layer)
     for layer in layers:
-        if layer.kind in _TEXTS:
+        if layer.kind in TEXTS:
             taken = sum(name.partition(".")[0] == layer.kind for name in files)
             name = f"{layer.kind}.{taken + 1}" if taken else layer.kind
             files[name] = _blob(root, layer)

@@ -20,6 +20,7 @@ COMPANION_LEAVES = {
     "biases": "biases",
     "global_scale": "amax",
     "multiplier": "multiplier",
+    "permutation": "permutation",
 }
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from mlxpipe.plan.binding import Binding
 
 #: Leaves of a packed module's parameters that make its weight.
-WEIGHT_LEAVES = ("weight", "scales", "biases", "global_scale", "multiplier")
+WEIGHT_LEAVES = ("weight", "scales", "biases", "global_scale", "multiplier", "permutation")
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,6 +149,13 @@ def _factors_fit(arrays: Arrays) -> bool:
     )
 
 
+def _row_factors_fit(arrays: Arrays) -> bool:
+    """Whether there is one multiplier for each row, which exports of ours may keep."""
+    factor = arrays.get("multiplier")
+    rows = arrays["weight"].shape[:-1]
+    return factor is not None and factor.dtype in FLOATS and factor.shape == rows
+
+
 def _order_fits(arrays: Arrays, words: int) -> bool:
     """Whether `order` has an integer for each column, `words` being the words of a row."""
     order = arrays.get("order")
@@ -177,7 +184,7 @@ def _mlx_fits(convention: str, arrays: Arrays) -> bool:
     return (
         named
         and ("biases" not in arrays or arrays["biases"].dtype in FLOATS)
-        and (_factors_fit(arrays))
+        and (_factors_fit(arrays) or _row_factors_fit(arrays))
     )
 
 

@@ -22,9 +22,7 @@ from mlxpipe.spec.tree import COMPOSING_KEYS
 
 # A person reads no more, and a suggestion for each of 50 000 keys would take seconds.
 MAX_ERRORS = 100
-LATER_TASKS = ("export",)
 _KEY = "[key]"  # pydantic's mark of an error about a mapping's key
-_LATER = "remove it, or use a version of mlxpipe that has it"
 
 _YAML_1_1 = {"yes": True, "on": True, "no": False, "off": False}
 
@@ -223,9 +221,6 @@ def _unknown_task(case: _Case) -> list[Diagnostic]:
     written = case.error["input"]["type"]
     origin = case.document.positions.origin((*case.path, "type"))
     expected = either(list(TASK_TYPES))
-    if written in LATER_TASKS:
-        message = f"the task {written!r} is not in this version"
-        return [Diagnostic("not-yet", message, origin, expected=expected, help=_LATER)]
     if not isinstance(written, str):
         message, found = "'type' has the wrong type", describe(written)
         return [Diagnostic("wrong-type", message, origin, found=found, expected=expected)]

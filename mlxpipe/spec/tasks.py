@@ -275,6 +275,68 @@ class EvaluateTask(_Task):
     seed: Seed | None = Field(None, description="Default: run.seed.")
 
 
+class ExportTask(_Task):
+    """Writes the model to disk in another format, whole or not at all."""
+
+    metrics: ClassVar = (
+        "bytes",
+        "tensors",
+        "shards",
+        "modules_identical",
+        "modules_dequantised",
+        "modules_rounded",
+    )
+
+    type: Literal["export"]
+    path: PathText = Field(
+        description="The directory to write, or the Ollama store to add to; relative to the spec."
+    )
+    format: Literal["mlx", "ollama"] = Field(
+        "mlx", description="mlx: a directory that mlx-lm loads; ollama: an entry of a store."
+    )
+    name: (
+        Annotated[
+            str,
+            Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$"),
+            Words("an Ollama model as name or name:tag"),
+        ]
+        | None
+    ) = Field(None, description="The entry's name, for ollama.")
+    unsupported: Literal["dense", "keep", "error"] = Field(
+        "dense",
+        description=(
+            "Modules that the format cannot hold packed (a factor on the output, permuted inputs): "
+            "dense: float32 weights, each rounded once; keep (mlx): packed, and mlx-lm refuses "
+            "them; error."
+        ),
+    )
+    dtype: Literal["exact", "checkpoint"] = Field(
+        "exact",
+        description=(
+            "What conversions compute: exact: float32 where 16 bits would round it; checkpoint: "
+            "the checkpoint's own 16 bits."
+        ),
+    )
+    max_shard_bytes: Annotated[int, Field(ge=1)] = Field(
+        5 << 30, description="Bytes of tensors in a file of a directory, at most."
+    )
+    overwrite: bool = Field(False, description="Replace an earlier export; nothing else ever is.")
+
+    @model_validator(mode="after")
+    def _check_format(self) -> ExportTask:
+        if self.format == "ollama" and self.name is None:
+            message = "'name' is needed here: what to call the model in the store"
+            raise refusal(Problem("missing-key", message, key=True))
+        if self.format == "mlx" and self.name is not None:
+            message = "'name' belongs to the format ollama; a directory is named by its path"
+            raise refusal(Problem("exclusive-keys", message, ("name",), key=True))
+        if self.format == "ollama" and self.unsupported == "keep":
+            message = "a store cannot keep what its format has no place for"
+            expected = "dense or error"
+            raise refusal(Problem("exclusive-keys", message, ("unsupported",), expected=expected))
+        return self
+
+
 Task = (
     GenerateTask
     | LogitsTask
@@ -283,6 +345,7 @@ Task = (
     | SensitivityTask
     | BenchmarkTask
     | EvaluateTask
+    | ExportTask
 )
 Tasks = Annotated[
     tuple[Annotated[Task, Field(discriminator="type")], ...],
@@ -297,6 +360,7 @@ TASK_TYPES = (
     "sensitivity",
     "benchmark",
     "evaluate",
+    "export",
 )
 
 

@@ -11,6 +11,7 @@ MODULES = {
     "benchmark": "mlxpipe.tasks.benchmark",
     "compare": "mlxpipe.tasks.compare",
     "evaluate": "mlxpipe.tasks.evaluate",
+    "export": "mlxpipe.tasks.export",
     "generate": "mlxpipe.tasks.generate",
     "logits": "mlxpipe.tasks.logits",
     "perplexity": "mlxpipe.tasks.perplexity",

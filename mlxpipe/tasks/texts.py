@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mlxpipe.errors import Origin, UsageError
+from mlxpipe.exports.draft import check_target
 from mlxpipe.spec import (
     BenchmarkTask,
     CompareTask,
     EvaluateTask,
+    ExportTask,
     GenerateTask,
     LoadedSpec,
     TextTask,
@@ -23,7 +25,7 @@ def check_inputs(loaded: LoadedSpec) -> None:
     """Read every file that the tasks name, so that a wrong one is known before a model is loaded.
 
     Raises:
-        UsageError: as the two readers do.
+        UsageError: as the two readers do, and `target-exists` for an export's directory.
     """
     for number, task in enumerate(loaded.spec.tasks):
         if isinstance(task, GenerateTask) and task.prompt_file is not None:
@@ -38,6 +40,9 @@ def check_inputs(loaded: LoadedSpec) -> None:
             read_text(loaded.resolve(task.prompt_file), origin)
         if isinstance(task, EvaluateTask) and task.include is not None:
             _check_directory(loaded, number, task.include)
+        if isinstance(task, ExportTask) and task.format == "mlx":
+            origin = loaded.origin("tasks", number, "path")
+            check_target(loaded.resolve(task.path), overwrite=task.overwrite, origin=origin)
 
 
 def _check_directory(loaded: LoadedSpec, number: int, include: str) -> None:

@@ -133,7 +133,7 @@ TASK = [
     ("type: generat", "unknown-task", 12, "", "did you mean 'generate'?"),
     ("type: 5", "wrong-type", 12, "", "generate, logits, perplexity"),
     ("prompt: x", "missing-key", 5, "", "'type'"),
-    ("type: export", "not-yet", 12, "", ""),
+    ("type: export", "missing-key", 5, "", "'path' is missing"),
     ("type: logits, id: ../x", "bad-name", 24, "", ""),
     ("type: generate", "missing-key", 5, "", "prompt or prompt_file"),
     ("type: generate, promt: x", "unknown-key", 22, "", "did you mean 'prompt'?"),

@@ -252,6 +252,19 @@ tasks = st.one_of(
         {"type": st.just("logits"), "tokens": st.lists(st.integers(0, 2**31 - 1), min_size=1)}, {}
     ),
     mapping(
+        {"type": st.just("export"), "path": paths},
+        {
+            "unsupported": st.sampled_from(["dense", "keep", "error"]),
+            "dtype": st.sampled_from(["exact", "checkpoint"]),
+            "max_shard_bytes": st.integers(1, 2**63),
+            "overwrite": st.booleans(),
+        },
+    ),
+    mapping(
+        {"type": st.just("export"), "path": paths},
+        {},
+    ).map(lambda task: {**task, "format": "ollama", "name": "model:tag"}),
+    mapping(
         {"type": st.just("perplexity"), "data": paths},
         {"stride": st.integers(1, 2048), "bos": st.booleans() | st.none()},
     ),
