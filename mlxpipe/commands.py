@@ -215,8 +215,8 @@ def _numerics(loaded: LoadedSpec, made: Plan) -> Numerics | None:
 
 def export(options: Namespace) -> int:
     """`mlxpipe export`."""
-    from mlxpipe.report.console import ConsoleReporter
     from mlxpipe.report.console_export import print_export
+    from mlxpipe.report.live import ConsoleReporter
     from mlxpipe.tasks.export import exporting
 
     as_json = options.format == "json"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 from builders import DATA, QWEN, spec, zoo_store_spec
 
+import mlxpipe
 from mlxpipe import load
+from mlxpipe.exports.request import Exported
 from mlxpipe.spec import LoadedSpec, parse_spec
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart" / "model"
@@ -52,14 +56,39 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
+#: A format, and what becomes of modules that it cannot hold.
+Way = tuple[str, str]
+
+
+class Made(NamedTuple):
+    """An export: where it is, a function to a spec of it, and the report."""
+
+    folder: Path
+    spec: Callable[..., Any]
+    report: Exported
+
+
+def make(source: Any, target: Path, way: Way, **options: Any) -> Made:
+    """Export in one of the ways."""
+    form, unsupported = way
+    named = {"name": ENTRY} if form == "ollama" else {}
+    report = mlxpipe.export(
+        source, target, format=form, unsupported=unsupported, **named, **options
+    )
+    return Made(target, partial(entry_spec if form == "ollama" else spec, target), report)
+
+
 __all__ = [
     "DIRECTORIES",
     "ENTRY",
     "QUICKSTART",
     "QWEN",
+    "Made",
+    "Way",
     "answer",
     "contents",
     "entry_spec",
+    "make",
     "same",
     "zoo_store_spec",
     "zoo_tokens",

@@ -8,7 +8,6 @@ from functools import cache
 import mlx.core as mx
 import pytest
 from builders import GPTOSS, llama_config, quantised_llama, spec, write_checkpoint
-from conftest import make
 from export_tools import (
     DIRECTORIES,
     ENTRY,
@@ -17,6 +16,7 @@ from export_tools import (
     answer,
     contents,
     entry_spec,
+    make,
     same,
     zoo_store_spec,
     zoo_tokens,
