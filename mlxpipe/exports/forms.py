@@ -19,17 +19,17 @@ from mlxpipe.checkpoint import Checkpoint
 from mlxpipe.errors import ExecutionError, Origin
 from mlxpipe.graph.build import (
     AMAX,
-    NVFP4_AMAX,
     PACKED_LEAVES,
     Rounding,
-    assemble,
-    convert,
-    convertible,
     final_arrays,
+    group_arrays,
     multiplier_of,
     open_tensors,
 )
+from mlxpipe.graph.cuts import NVFP4_AMAX
+from mlxpipe.graph.layouts import CONVERTERS
 from mlxpipe.graph.recipe import dense_weight
+from mlxpipe.naming.groups import Group
 from mlxpipe.plan.plan import Plan, PlannedModule
 from mlxpipe.quant.modes import Scheme
 
@@ -218,30 +218,31 @@ def inexact_offsets(plan: Plan, checkpoint: Checkpoint) -> frozenset[str]:
     It reads scales and zero points, a few per cent of the weights, and forgets each at once.
     """
     modules = {
-        path: module
-        for path, module in convertible(plan).items()
+        module.group: module
+        for module in plan.modules.values()
+        if module.layout in CONVERTERS and not module.changed
         if module.converted is not None and module.converted.mode == "affine"
-        if not module.changed
     }
-    names = {path: _names(plan, path) for path in modules}
+    names = {path: _names(plan.groups[path]) for path in modules}
     last = {name: path for path, own in names.items() for name in own}
     tensors = open_tensors(checkpoint, last.keys())
     coarse = set()
     for path, module in modules.items():
-        parts = assemble(plan.groups[path], tensors)
-        biases = convert(module, parts, mx.float32)["biases"]
-        if not mx.array_equal(biases.astype(parts["scales"].dtype), biases).item():
+        group = plan.groups[path]
+        wide, narrow = (
+            group_arrays(group, module, tensors, dtype)["biases"] for dtype in (mx.float32, None)
+        )
+        if not mx.array_equal(narrow, wide).item():
             coarse.add(path)
-        del parts, biases
+        del wide, narrow
         for name in names[path]:
             if last[name] == path:
                 del tensors[name]
     return frozenset(coarse)
 
 
-def _names(plan: Plan, path: str) -> tuple[str, ...]:
-    parts = plan.groups[path].parts.values()
-    return tuple(dict.fromkeys(name for part in parts for name in part.names))
+def _names(group: Group) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for role in group.parts for name in group.names(role)))
 
 
 # --- factors ---------------------------------------------------------------------------------
