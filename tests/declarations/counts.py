@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from contextlib import suppress
+from zlib import crc32
 
 from bases import Base, bases
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -48,11 +49,14 @@ def examine(base: Base, examples: int, number: int) -> list[Example]:
     """Generated mutations of a base with their outcomes: half of them one alone, of each kind."""
     own = kinds(base)
     each = max(1, examples // (2 * len(own)))
+    first = crc32(f"{number} {base.name}".encode())  # else all bases and kinds would draw alike
     single = [
-        example for kind in own for example in generated(base, alone(base, kind), each, number)
+        example
+        for place, kind in enumerate(own, 1)
+        for example in generated(base, alone(base, kind), each, first + place)
     ]
     rest = examples - len(single)
-    return single + generated(base, together_with(base), rest, number)
+    return single + generated(base, together_with(base), rest, first)
 
 
 def generated(
