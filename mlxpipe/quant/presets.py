@@ -6,7 +6,10 @@ first and last eighth of the layers and in every third between. mlx-lm does not 
 architecture's own `quant_predicate` then, so routers get the low bits as well.
 
 `nvfp4_router8` is what `mlx_lm.convert --q-mode nvfp4` does, the architecture's own predicate
-included, with all routers, the embedding and the output projection in 8 bits.
+included, with all routers, the embedding and the output projection in 8 bits. SmolLM2-135M, whose
+embedding is its output projection, has a perplexity of 30.56 in bfloat16, 42.91 in nvfp4 (4.50 bits
+per weight), 37.55 by this preset (5.34) and 37.52 with a dense embedding instead (6.92): 8 bits are
+enough there, 4 are not (`mlxpipe run examples/smollm2/recipes.yaml`).
 """
 
 from __future__ import annotations
