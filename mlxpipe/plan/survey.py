@@ -16,8 +16,8 @@ from mlxpipe.checkpoint.tables import powers_of_two
 from mlxpipe.errors import Diagnostic, Origin
 from mlxpipe.naming.experts import PLACES, expert_paths, place_experts
 from mlxpipe.naming.groups import Group
-from mlxpipe.naming.leftovers import leftovers
 from mlxpipe.naming.names import EXPERTS, PathIndex, core, parse_expert
+from mlxpipe.plan.apart import all_tensors, describe_dequantised, describe_left_out, left_out
 from mlxpipe.plan.plan import Parameter
 from mlxpipe.quant.forms import mlx_form, outputs, share
 from mlxpipe.quant.layouts import (
@@ -129,7 +129,7 @@ def survey_architecture(
     from mlxpipe.plan.placing import place_strays
 
     skeleton = build_skeleton(checkpoint.config.data)
-    left = _left_out(checkpoint, skeleton, groups)
+    left = left_out(checkpoint.config.data, skeleton.modules, groups)
     all_groups = groups
     groups = {path: group for path, group in groups.items() if path not in left}
     # Packed layers are placed before `sanitize` sees them: it knows the originals' dense tensors.
@@ -166,39 +166,20 @@ def survey_architecture(
         placed,
         binding.parameters,
         (*_unknown_packings(placed), *binding.problems),
-        (*_reported(left, all_groups), *binding.notes, *norms.notes),
         (
-            *(name for path in left for name in _all_tensors(all_groups[path])),
+            *describe_left_out(left, all_groups),
+            *describe_dequantised(
+                [path for path in subjects if subjects[path].group in placing.unpacked]
+            ),
+            *binding.notes,
+            *norms.notes,
+        ),
+        (
+            *(name for path in left for name in all_tensors(all_groups[path])),
             *(name for each in binding.unloaded for name in _tensors(placed[homes[each]], each)),
         ),
         skeleton,
     )
-
-
-def _left_out(
-    checkpoint: Checkpoint, skeleton: Skeleton, groups: Mapping[str, Group]
-) -> dict[str, str]:
-    """Paths of groups that belong to no part of this model -> what they are."""
-    rule = leftovers(checkpoint.config.data, skeleton.modules)
-    found = {path: rule.reason(path) for path in groups}
-    return {path: f"not loaded: {reason}" for path, reason in found.items() if reason}
-
-
-def _reported(left: Mapping[str, str], groups: Mapping[str, Group]) -> Iterator[Diagnostic]:
-    """One note for each part that is left out."""
-    for reason in dict.fromkeys(left.values()):
-        paths = [path for path in left if left[path] == reason]
-        names = [name for path in paths for name in _all_tensors(groups[path])]
-        yield Diagnostic(
-            "left-out",
-            f"{len(names)} tensors such as '{names[0]}' are {reason}",
-            origin=Origin(names[0]),
-            severity="note",
-        )
-
-
-def _all_tensors(group: Group) -> tuple[str, ...]:
-    return tuple(name for role in group.parts for name in group.names(role))
 
 
 def _others(skeleton: Skeleton, binding: Binding, homes: Mapping[str, str]) -> dict[str, str]:
@@ -285,7 +266,8 @@ def _subject(
         ),
         tuple(dict.fromkeys((*own, *(name for role in foreign for name in group.names(role))))),
         prod(module.weight),
-        _stored_bytes(group, foreign) or sum(arrays[name].nbytes for name in names),
+        round(_fed(module, group, unpacked) * _stored_bytes(group, foreign))
+        or sum(arrays[name].nbytes for name in names),
         layout,
         group.path,
         frozenset(group.parts),
@@ -301,6 +283,14 @@ def _experts(group: Group, count: int) -> tuple[str, ...]:
     if len(names) == count and group.parts["weight"].stacked:
         return tuple(name.rpartition(".")[0] for name in names)
     return expert_paths(group.stored or group.path, count)
+
+
+def _fed(module: Module, group: Group, unpacked: Mapping[str, int]) -> float:
+    """Which part of a group a module takes, where the group is dequantised for several."""
+    width = unpacked.get(group.path)
+    if not width:
+        return 1.0
+    return prod(module.weight) / prod(mlx_form(group, width)["weight"].shape)
 
 
 def _stored_bytes(group: Group, roles: Iterable[str]) -> int:

@@ -186,6 +186,22 @@ def test_a_layer_beyond_the_last_that_no_config_speaks_of_is_an_error(tmp_path):
     assert caught.value.code == "unexpected-tensor"
 
 
+def test_what_the_architecture_transposes_is_dequantised_and_the_plan_says_so(tmp_path):
+    sample = make_sample("deepseek_v3, kv_b packed", AFFINE)
+    write(sample, tmp_path)
+    plan = make_plan(tmp_path).require_sound()
+    assert {each.code for each in plan.notes} == {"dequantised"}
+    halves = [plan.modules[f"model.layers.0.self_attn.{leaf}"] for leaf in LATENT]
+    assert [(each.scheme.bits, each.landing, each.grade) for each in halves] == [
+        (4, None, "lossy")
+    ] * 2
+    stored = sample.latent["model.layers.0.self_attn.kv_b_proj"].values()
+    assert sum(each.nbytes for each in halves) == sum(array.nbytes for array in stored)
+
+
+LATENT = ("embed_q", "unembed_out")
+
+
 def test_two_layers_for_one_module_are_an_error(tmp_path):
     sample = make_sample("kimi_linear", AFFINE)
     write(sample, tmp_path, packed("model.layers.1.mlp.shared_experts.up_proj", 128, 128))
