@@ -256,7 +256,8 @@ def _subject(
     assert weight is not None
     names = [f"{path}.{leaf}" for leaf in WEIGHT_LEAVES if f"{path}.{leaf}" in binding.parameters]
     own = (tensor for name in names for tensor in binding.parameters[name].tensors)
-    packed = PACKED_ROLES if layout is not None and layout.name != "mlx" else frozenset()
+    own_form = layout is None or (layout.name == "mlx" and group.path not in unpacked)
+    packed = frozenset() if own_form else PACKED_ROLES
     foreign = [role for role in group.parts if role in packed]
     return Subject(
         path,
