@@ -35,8 +35,10 @@ def outputs(group: Group) -> int:
 
 def share(group: Group) -> float:
     """Which part of its own tensors a group takes."""
+    if not group.rows:
+        return 1.0
     total = _all_rows(group)
-    return _taken(group, total) / total if total else 1.0
+    return _taken(group, total) / total
 
 
 def _all_rows(group: Group) -> int:
