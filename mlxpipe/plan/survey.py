@@ -275,15 +275,15 @@ def _subject(
         blocks.get(group.path),
         unpacked=module.weight[-1] if group.path in unpacked else 0,
         stored=group.stored,
-        experts=_experts(group, module.weight[0]) if module.kind.value == "experts" else (),
+        experts=_experts(module, group) if module.kind.value == "experts" else (),
     )
 
 
-def _experts(group: Group, count: int) -> tuple[str, ...]:
-    names = group.parts["weight"].names
-    if len(names) == count and group.parts["weight"].stacked:
-        return tuple(name.rpartition(".")[0] for name in names)
-    return expert_paths(group.stored or group.path, count)
+def _experts(module: Module, group: Group) -> tuple[str, ...]:
+    count, part = module.weight[0], group.parts.get("weight")
+    if part is not None and part.stacked and len(part.names) == count:
+        return tuple(name.rpartition(".")[0] for name in part.names)
+    return expert_paths(group.stored or group.path, count) or expert_paths(module.path, count)
 
 
 def _fed(module: Module, group: Group, unpacked: Mapping[str, int]) -> float:
