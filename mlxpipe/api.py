@@ -99,6 +99,7 @@ def load(
     source: Source,
     *,
     tokenizer: bool = True,
+    vision: bool = False,
     dtype: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     set: Settings = None,
@@ -108,6 +109,8 @@ def load(
     Args:
         source: A spec's path, a checkpoint directory, or a loaded spec.
         tokenizer: False leaves the tokenizer out: the second value is None.
+        vision: Load the whole vision-language model, ready for `mlx_vlm.generate`; the second
+            value is then mlx-vlm's processor. By default the language model is loaded alone.
         dtype: Overrides the spec's `model.dtype`: auto, checkpoint, float32, bfloat16, float16.
         progress: Called with (bytes loaded, bytes in all).
         set: As for `open_spec`.
@@ -120,7 +123,7 @@ def load(
     """
     loaded = with_dtype(open_spec(source, set=set), dtype)
     checkpoint = open_source(loaded)
-    plan = plan_checkpoint(loaded, checkpoint).require_sound()
+    plan = plan_checkpoint(loaded, checkpoint, vision=vision).require_sound()
     from mlxpipe.graph.build import build_model
     from mlxpipe.graph.numerics import choose, use
 
@@ -129,6 +132,10 @@ def load(
     model = build_model(plan, checkpoint, numerics, progress)
     if not tokenizer:
         return model, None
+    if vision:
+        from mlxpipe.architecture.processor import load_processor
+
+        return model, load_processor(checkpoint.files, checkpoint.config.data, checkpoint.label)
     from mlxpipe.architecture.tokenizer import load_tokenizer
 
     return model, load_tokenizer(checkpoint.files, checkpoint.config.data, checkpoint.label)

@@ -64,7 +64,7 @@ def _run_one(options: Namespace, specs: Sequence[LoadedSpec], reporter: Reporter
     except RunFailedError as failure:
         if as_json:
             _print_json(failure.record.as_json())
-        raise failure.cause from failure
+        raise failure.cause from failure.cause.__cause__
     if as_json:
         _print_json(record.as_json())
     else:

@@ -232,6 +232,17 @@ class ExecutionError(MlxpipeError):
     exit_code = ExitCode.EXECUTION
 
 
+def missing_extra(package: str, extra: str, message: str, **details: Any) -> ExecutionError:
+    """The error for something that needs a package which only an extra of mlxpipe brings."""
+    return ExecutionError(
+        f"no-{package}",
+        message,
+        found=f"{package} is not installed",
+        help=f"pip install 'mlxpipe[{extra}]'",
+        **details,
+    )
+
+
 def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
     """Up to `count` names of `known` that resemble `name`, best first."""
     return get_close_matches(name, list(known), n=count, cutoff=0.6)

@@ -116,8 +116,13 @@ class Blob(NamedTuple):
     metadata: Mapping[str, str] = {}
 
 
-def write_store(root: Path, blobs: Iterable[Blob], config: Mapping[str, Any]) -> Path:
-    """Write an Ollama store that holds one model, `tiny:latest`."""
+def write_store(
+    root: Path,
+    blobs: Iterable[Blob],
+    config: Mapping[str, Any],
+    documents: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write an Ollama store that holds one model, `tiny:latest`; documents are JSON layers."""
     folder = root / "blobs"
     folder.mkdir(parents=True, exist_ok=True)
     layers = []
@@ -136,8 +141,9 @@ def write_store(root: Path, blobs: Iterable[Blob], config: Mapping[str, Any]) ->
 
     for blob in blobs:
         add(write_safetensors(root / "new", blob.tensors, blob.metadata), "tensor", blob.name)
-    (root / "new").write_text(json.dumps(config), encoding="utf-8")
-    add(root / "new", "json", "config.json")
+    for name, document in {**(documents or {}), "config.json": config}.items():
+        (root / "new").write_text(json.dumps(document), encoding="utf-8")
+        add(root / "new", "json", name)
     manifest = root / "manifests/registry.ollama.ai/library/tiny/latest"
     manifest.parent.mkdir(parents=True, exist_ok=True)
     kind = "application/vnd.docker.distribution.manifest.v2+json"

@@ -80,7 +80,7 @@ def trace_sanitize(
     """Run a model's `sanitize` over placeholders.
 
     Args:
-        model: A skeleton's model.
+        model: A skeleton, or a model.
         tensors: Name -> (safetensors dtype, shape).
 
     Returns:
@@ -123,7 +123,7 @@ def _call(sanitize: Callable[[dict[str, Any]], Any], weights: dict[str, Any]) ->
     except Exception as error:  # a sanitize may raise anything on names it does not expect
         raise PlanError(
             "sanitize-failed",
-            "mlx-lm's renaming of this architecture's tensors failed",
+            "the library's renaming of this architecture's tensors failed",
             found=f"{type(error).__name__}: {error}",
             expected="the tensors that the architecture's original checkpoint has",
             help="a tensor is missing, misnamed or misshapen; naming.rules can rename it",
@@ -146,7 +146,7 @@ def _record(
     except (RuntimeError, ValueError) as error:  # MLX refuses to evaluate what it records
         raise PlanError(
             "sanitize-evaluates",
-            "mlx-lm's renaming of this architecture looks at values, so headers do not suffice",
+            "the renaming of this architecture's tensors looks at values, headers do not suffice",
             found=str(error),
         ) from error
     return _read_graph(events, wanted)

@@ -1,13 +1,14 @@
 """What an architecture expects, as a frozen table: module path -> kind and sizes.
 
-mlx-lm's model class is built once from config.json. MLX arrays cost nothing until they are
-evaluated, so a 700 GB model's skeleton takes milliseconds and no memory.
+mlx-lm's model class (mlx-vlm's, where there are pictures) is built once from config.json. MLX
+arrays cost nothing until they are evaluated, so a 700 GB model's skeleton takes milliseconds and no
+memory.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -16,6 +17,7 @@ import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
 
+from mlxpipe.architecture import mlxvlm
 from mlxpipe.architecture.config_keys import normalise
 from mlxpipe.architecture.mlxlm import ModelClasses, model_classes
 from mlxpipe.errors import PlanError
@@ -66,14 +68,18 @@ class Skeleton:
     """An architecture built for one config.
 
     Attributes:
-        name: mlx-lm's module.
+        name: mlx-lm's module, or mlx-vlm's.
         modules: Path -> module, for every module that holds parameters.
-        model: The unevaluated model, for `sanitize` and as the base of a graph.
+        model: The unevaluated model, the base of a graph.
+        sanitize: What the library does to a checkpoint's names and arrays; None for nothing.
+        vision: Whether it is mlx-vlm's, of several parts.
     """
 
     name: str
     modules: Mapping[str, Module]
     model: Any
+    sanitize: Callable[[dict[str, Any]], dict[str, Any]] | None
+    vision: bool = False
 
     @property
     def parameters(self) -> dict[str, tuple[int, ...]]:
@@ -84,20 +90,32 @@ class Skeleton:
             for leaf, shape in module.parameters.items()
         }
 
+    def parts_without(self, fed: Iterable[str]) -> tuple[str, ...]:
+        """Parts with mlx-vlm, a tower say, none of whose parameters is among those `fed`."""
+        if not self.vision:
+            return ()
+        parts = {name.partition(".")[0] for name in self.parameters}
+        return tuple(sorted(parts - {name.partition(".")[0] for name in fed}))
 
-def build_skeleton(config: Mapping[str, Any]) -> Skeleton:
+
+def build_skeleton(config: Mapping[str, Any], *, vision: bool = False) -> Skeleton:
     """The architecture that a config.json asks for, unevaluated.
 
     Args:
         config: The parsed config.json; it is copied, because `from_dict` may change it.
+        vision: The whole vision-language model, by mlx-vlm, rather than the language model alone.
 
     Raises:
         PlanError: an unknown architecture, or a config that its class refuses.
+        ExecutionError: the library is not installed, or its module is broken.
     """
+    if vision:
+        built = mlxvlm.build(config)
+        return Skeleton(built.name, _modules(built.model), built.model, built.sanitize, vision)
     config = normalise(config)
     classes = model_classes(config)
     model = build_model(classes, config)
-    return Skeleton(classes.name, _modules(model), model)
+    return Skeleton(classes.name, _modules(model), model, getattr(model, "sanitize", None))
 
 
 def build_model(classes: ModelClasses, config: Mapping[str, Any]) -> Any:

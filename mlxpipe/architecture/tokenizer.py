@@ -1,23 +1,15 @@
-"""A checkpoint's tokenizer, through mlx-lm.
-
-The tokenizer's files may lie in a store under digests, and a directory may hold Python files. So
-they are shown to the library in a folder of their own, under their own names, JSON and text only.
-"""
+"""A checkpoint's tokenizer, through mlx-lm."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mlxpipe.architecture.mlxlm import model_classes, submodule
+from mlxpipe.architecture.shown import shown
 from mlxpipe.errors import ExecutionError, MlxpipeError, SourceError
-
-#: What a tokenizer may consist of.
-SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 
 
 def load_tokenizer(files: Mapping[str, Path], config: Mapping[str, Any], label: str) -> Any:
@@ -32,6 +24,17 @@ def load_tokenizer(files: Mapping[str, Path], config: Mapping[str, Any], label: 
         SourceError: `no-tokenizer`.
         ExecutionError: `tokenizer-failed`, with the library's words.
     """
+    require_tokenizer(files, label)
+    with shown(files) as folder:
+        return _load(folder, config, label)
+
+
+def require_tokenizer(files: Mapping[str, Path], label: str) -> None:
+    """Refuse a checkpoint without a tokenizer's files.
+
+    Raises:
+        SourceError: `no-tokenizer`.
+    """
     if not any(name in files for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise SourceError(
             "no-tokenizer",
@@ -39,18 +42,6 @@ def load_tokenizer(files: Mapping[str, Path], config: Mapping[str, Any], label: 
             expected="tokenizer.json or tokenizer.model beside the weights",
             help="tasks that are given token ids (logits with `tokens`) need none",
         )
-    with tempfile.TemporaryDirectory(prefix="mlxpipe-tokenizer-") as folder:
-        for name, path in files.items():
-            if name.endswith(SUFFIXES) and Path(name).name == name:
-                _show(path, Path(folder) / name)
-        return _load(Path(folder), config, label)
-
-
-def _show(path: Path, at: Path) -> None:
-    try:
-        at.symlink_to(path.resolve())
-    except OSError:  # a file system without links
-        shutil.copyfile(path, at)
 
 
 def _load(folder: Path, config: Mapping[str, Any], label: str) -> Any:
@@ -60,7 +51,7 @@ def _load(folder: Path, config: Mapping[str, Any], label: str) -> Any:
             folder,
             # transformers must neither run a checkpoint's code nor ask whether it may.
             tokenizer_config_extra={"trust_remote_code": False},
-            eos_token_ids=_end_tokens(folder, config),
+            eos_token_ids=end_tokens(folder, config.get("eos_token_id")),
             defaults=_defaults(config),
         )
     except Exception as error:  # the library raises whatever its many tokenizers raise
@@ -72,8 +63,8 @@ def _load(folder: Path, config: Mapping[str, Any], label: str) -> Any:
         ) from error
 
 
-def _end_tokens(folder: Path, config: Mapping[str, Any]) -> Any:
-    """generation_config.json's end tokens over config.json's, as mlx-lm has it."""
+def end_tokens(folder: Path, configured: Any) -> Any:
+    """generation_config.json's end tokens over those that config.json names, as mlx-lm has it."""
     path = folder / "generation_config.json"
     generation: Any = {}
     if path.is_file():
@@ -82,7 +73,7 @@ def _end_tokens(folder: Path, config: Mapping[str, Any]) -> Any:
         except ValueError:
             generation = {}
     own = generation.get("eos_token_id") if isinstance(generation, dict) else None
-    return own or config.get("eos_token_id")
+    return own or configured
 
 
 def _defaults(config: Mapping[str, Any]) -> Any:

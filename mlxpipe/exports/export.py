@@ -56,12 +56,12 @@ def export_model(
 
 
 def _contents(plan: Plan, checkpoint: Checkpoint, request: Request) -> Contents:
-    skeleton = build_skeleton(checkpoint.config.data)
+    skeleton = build_skeleton(checkpoint.config.data, vision=plan.vision)
     holder = store.hold if request.format == "ollama" else directory.holder(skeleton)
     return collect(
         plan,
         checkpoint,
-        skeleton.model,
+        skeleton,
         holder,
         unsupported=request.unsupported,
         dtype=request.dtype,

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import mlx.core as mx
 import numpy as np
 
+from mlxpipe.architecture.skeleton import Skeleton
 from mlxpipe.checkpoint import Checkpoint
 from mlxpipe.errors import ExecutionError, Origin
 from mlxpipe.graph.build import (
@@ -91,7 +92,7 @@ class Contents:
 def collect(
     plan: Plan,
     checkpoint: Checkpoint,
-    model: Any,
+    skeleton: Skeleton,
     holder: Holder,
     *,
     unsupported: Unsupported = "dense",
@@ -103,7 +104,7 @@ def collect(
     Args:
         plan: A sound plan of this checkpoint.
         checkpoint: The open checkpoint.
-        model: The skeleton's model.
+        skeleton: The architecture.
         holder: What the format can hold.
         unsupported: What to do with modules that it cannot.
         dtype: `exact`: what is computed here is float32 wherever 16 bits would round it;
@@ -114,7 +115,7 @@ def collect(
         ExecutionError: `unsupported-modules`, or as for `final_arrays`.
     """
     coarse = inexact_offsets(plan, checkpoint)
-    arrays = final_arrays(plan, checkpoint, model, _rounding(coarse, dtype))
+    arrays = final_arrays(plan, checkpoint, skeleton, _rounding(coarse, dtype))
     forms: dict[str, Form] = {}
     refused: list[str] = []
     for path, module in sorted(plan.modules.items()):

@@ -1,4 +1,4 @@
-"""From a plan to a model: bytes to arrays, arrays to layers, layers into mlx-lm's model.
+"""From a plan to a model: bytes to arrays, arrays to layers, layers into the library's model.
 
 Nothing is decided here. Arrays stay lazy until the model is complete; then they are read part by
 part, so that peak memory stays near the size of the weights.
@@ -16,7 +16,7 @@ from mlxpipe.architecture.skeleton import Kind, Module, Skeleton, build_skeleton
 from mlxpipe.checkpoint import Checkpoint
 from mlxpipe.errors import ExecutionError
 from mlxpipe.graph.cuts import NVFP4_AMAX, join_rows, take_rows, unpacked
-from mlxpipe.graph.layers import PackedEmbedding, PackedExperts, PackedLinear
+from mlxpipe.graph.layers import PackedEmbedding, PackedExperts, PackedLinear, SealedLinear
 from mlxpipe.graph.layouts import CONVERTERS, Packing
 from mlxpipe.graph.numerics import Numerics
 from mlxpipe.graph.on_demand import OnDemandFile
@@ -77,7 +77,7 @@ def build_model(
         progress: Told how many bytes are loaded.
 
     Returns:
-        An mlx-lm model in evaluation mode.
+        mlx-lm's model in evaluation mode; mlx-vlm's, where the plan has `vision`.
 
     Raises:
         PlanError: the plan has problems.
@@ -85,14 +85,16 @@ def build_model(
     """
     plan.require_sound()
     dtype = numerics.mlx_dtype
-    skeleton = build_skeleton(checkpoint.config.data)
+    skeleton = build_skeleton(checkpoint.config.data, vision=plan.vision)
     model = skeleton.model
-    arrays = final_arrays(plan, checkpoint, model, lambda module: dtype, progress)
+    arrays = final_arrays(plan, checkpoint, skeleton, lambda module: dtype, progress)
     parameters = {
         name: _cast(model, name, array, dtype) for name, array in exact_multipliers(arrays, plan)
     }
     del arrays
     _replace_layers(skeleton, plan, parameters, numerics)
+    for part in skeleton.parts_without(plan.parameters):
+        setattr(model, part, None)
     model.load_weights(list(parameters.items()), strict=True)
     del parameters
     model.eval()
@@ -106,7 +108,7 @@ def build_model(
 def final_arrays(
     plan: Plan,
     checkpoint: Checkpoint,
-    model: Any,
+    skeleton: Skeleton,
     rounding: Rounding,
     progress: Progress | None = None,
 ) -> dict[str, mx.array]:
@@ -115,7 +117,7 @@ def final_arrays(
     Args:
         plan: A sound plan of this checkpoint.
         checkpoint: The open checkpoint.
-        model: The skeleton's model, for its `sanitize`.
+        skeleton: The architecture, for its `sanitize`.
         rounding: What conversions round to.
         progress: Told of the bytes that a recipe made.
 
@@ -128,7 +130,7 @@ def final_arrays(
     """
     arrays, extras = _canonical_arrays(plan, checkpoint, rounding)
     # Its own dictionary: a `sanitize` may take out of it what it has seen.
-    outputs = model.sanitize(dict(arrays)) if hasattr(model, "sanitize") else arrays
+    outputs = skeleton.sanitize(dict(arrays)) if skeleton.sanitize else arrays
     parameters = {each.name: _final(each, outputs, arrays) for each in plan.parameters.values()}
     parameters |= extras
     _apply_recipe(plan, parameters, progress)
@@ -317,7 +319,8 @@ def _replace_layers(
                 del parameters[f"{path}.{leaf}"]
             parameters[f"{path}.weight"] = dense_weight(own, planned.landing, dtype)
         else:
-            _put(skeleton.model, path, _layer(skeleton, module, planned.landing, own, numerics))
+            layer = _layer(skeleton, module, planned.landing, own, numerics, seal=plan.vision)
+            _put(skeleton.model, path, layer)
 
 
 def _layer(
@@ -326,11 +329,14 @@ def _layer(
     scheme: Scheme,
     arrays: dict[str, mx.array],
     numerics: Numerics,
+    *,
+    seal: bool,
 ) -> Any:
     rows = numerics.dense_rows.get(scheme.mode)
     match module.kind:
         case Kind.LINEAR:
-            return PackedLinear(scheme, arrays, rows)
+            linear = SealedLinear if seal and EXTRAS & arrays.keys() else PackedLinear
+            return linear(scheme, arrays, rows)
         case Kind.EMBEDDING:
             return PackedEmbedding(scheme, arrays, rows, numerics.mlx_dtype)
         case Kind.EXPERTS:

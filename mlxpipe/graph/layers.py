@@ -28,7 +28,7 @@ from mlxpipe.quant.modes import Scheme
 QuantizedSwitchLinear: Any = submodule("models.switch_layers").QuantizedSwitchLinear
 
 
-class PackedLinear(nn.QuantizedLinear):
+class SealedLinear(nn.Module):
     """y = (x[..., permutation] @ dequantise(weight).T) * multiplier + bias.
 
     Args:
@@ -49,6 +49,14 @@ class PackedLinear(nn.QuantizedLinear):
         order = self.get("permutation")
         y = _matmul(self, x if order is None else x[..., order])
         return y + self["bias"] if "bias" in self else y
+
+
+class PackedLinear(SealedLinear, nn.QuantizedLinear):
+    """The same, and MLX's quantised layer to code that asks `isinstance`.
+
+    mlx-vlm multiplies short inputs with the weight of whatever is one, past our `__call__`: there
+    a layer with a multiplier or a permutation must stay sealed.
+    """
 
 
 class PackedEmbedding(nn.QuantizedEmbedding):
@@ -150,6 +158,7 @@ class PackedExperts(QuantizedSwitchLinear):
 def _adopt(layer: Any, scheme: Scheme, arrays: dict[str, mx.array], dense_rows: int | None) -> None:
     layer.group_size, layer.bits, layer.mode = scheme.group_size, scheme.bits, scheme.mode
     layer._dense_rows = dense_rows
+    layer.biases = None  # MLX's own layers have the attribute in every mode
     for name, array in arrays.items():
         setattr(layer, name, array)
     layer.freeze()

@@ -12,7 +12,16 @@ import mlxpipe
 from mlxpipe._version import __version__
 
 #: Recorded with every run.
-PACKAGES = ("mlx", "mlx-lm", "transformers", "tokenizers", "safetensors", "numpy")
+PACKAGES = (
+    "mlx",
+    "mlx-lm",
+    "mlx-vlm",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pillow",
+)
 
 #: Those that a lock binds: arithmetic, architectures, and how texts become tokens.
 LOCKED = ("mlxpipe", "mlx", "mlx-lm", "transformers", "tokenizers")

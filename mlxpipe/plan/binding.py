@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from mlxpipe.architecture.lineage import Lineage
 from mlxpipe.architecture.skeleton import Module, Skeleton
-from mlxpipe.errors import Diagnostic, Origin, nearest
+from mlxpipe.errors import MOST, Diagnostic, Origin, nearest
 from mlxpipe.naming.groups import Group
 from mlxpipe.naming.names import core
 from mlxpipe.plan.plan import TURNED, Parameter
@@ -27,6 +27,9 @@ COMPANION_LEAVES = {
 #: The output projection, which a model with tied embeddings does not have.
 HEAD = "lm_head"
 
+
+#: A word in the names of parts that hear.
+AUDIO = "audio"
 
 #: Companions that change what a layer computes -> what they are.
 FATAL_LEAVES = {
@@ -96,7 +99,7 @@ def bind(
         if _is_unturned(lineage, expected.get(name)):
             parameters[name] = replace(parameters[name], instead=TURNED)
             arrays[name] = Array(lineage.dtype, expected[name])
-    problems += [_missing(name, tensors) for name in expected if name not in parameters]
+    problems += _missing_all(skeleton, parameters, tensors)
     problems += _misshapen(skeleton.modules, arrays, parameters)
     used = {each for parameter in parameters.values() for each in parameter.inputs}
     unloaded = tuple(name for name in tensors if name not in used)
@@ -190,6 +193,41 @@ def _cache_scale(output: str, sources: tuple[str, ...]) -> Diagnostic:
         origin=Origin(sources[0]) if sources else None,
         module=output,
         severity="note",
+    )
+
+
+def _missing_all(
+    skeleton: Skeleton,
+    parameters: Mapping[str, Parameter],
+    tensors: Mapping[str, tuple[str, ...]],
+) -> Iterator[Diagnostic]:
+    """What has no tensor; a part that is missing whole is one problem.
+
+    A missing audio part is none: mlx-vlm builds one where config.json does not say that there is
+    none, and leaves it out again.
+    """
+    absent = skeleton.parts_without(parameters)
+    for part in absent:
+        if AUDIO not in part.split("_"):
+            yield _missing_part(part, skeleton)
+    missing = [
+        name
+        for name in skeleton.parameters
+        if name not in parameters and name.partition(".")[0] not in absent
+    ]
+    for number, name in enumerate(missing):
+        # Names are compared at length, and no list of findings is longer.
+        yield _missing(name, tensors if number < MOST else {})
+
+
+def _missing_part(part: str, skeleton: Skeleton) -> Diagnostic:
+    return Diagnostic(
+        "missing-part",
+        f"the checkpoint has no tensors for '{part}', and a task has `images`",
+        module=part,
+        expected=f"every part of mlx-vlm's {skeleton.name}",
+        help="take a checkpoint with its vision part; naming.drop may have dropped it; "
+        "without `images` the language model runs alone",
     )
 
 

@@ -80,7 +80,7 @@ def _follow(
     skeleton: Skeleton, groups: Mapping[str, Group], strays: Mapping[int, Group]
 ) -> dict[str, mx.array]:
     """`sanitize`'s outputs that hold tokens, by name; nothing where it refuses them."""
-    sanitize = getattr(skeleton.model, "sanitize", None)
+    sanitize = skeleton.sanitize
     if sanitize is None or not strays:
         return {}
     given: dict[str, mx.array] = {}

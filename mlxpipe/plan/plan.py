@@ -222,6 +222,7 @@ class Plan:
         unverified: Why no architecture could be asked: the plan can be read, but not run.
         total_tensors: Tensors in the checkpoint.
         nbytes: Bytes of the tensors that are loaded, in the checkpoint.
+        vision: Whether the architecture is mlx-vlm's, which reads pictures.
     """
 
     name: str
@@ -241,6 +242,7 @@ class Plan:
     unverified: tuple[Diagnostic, ...] = ()
     total_tensors: int = 0
     nbytes: int = 0
+    vision: bool = False
 
     def require_sound(self) -> Plan:
         """The plan itself, if it can run.
@@ -274,6 +276,7 @@ class Plan:
             "name": self.name,
             "source": self.source,
             "architecture": self.architecture,
+            "vision": self.vision,
             "precedence": list(self.precedence),
             "modules": {path: module.as_json() for path, module in self.modules.items()},
             "problems": [item.as_json() for item in self.problems],

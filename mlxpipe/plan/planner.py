@@ -61,16 +61,27 @@ def make_plan(loaded: LoadedSpec, *, architecture: bool = True) -> Plan:
 
 
 def plan_checkpoint(
-    loaded: LoadedSpec, checkpoint: Checkpoint, *, architecture: bool = True
+    loaded: LoadedSpec,
+    checkpoint: Checkpoint,
+    *,
+    architecture: bool = True,
+    vision: bool | None = None,
 ) -> Plan:
-    """As `make_plan`, for a checkpoint that is open already."""
+    """As `make_plan`, for a checkpoint that is open already.
+
+    `vision` plans the whole vision-language model, or the language model alone; None: as the
+    spec's tasks need it.
+    """
+    vision = loaded.spec.vision if vision is None else vision
     naming = loaded.spec.naming
     renaming = Renaming(tuple(Rule(rule.match, rule.replace) for rule in naming.rules))
     with locating(checkpoint):
         grouping = group_tensors(
             checkpoint.tensors, conventions.select(naming.conventions), renaming, naming.drop
         )
-        survey, unverified = _survey(loaded, checkpoint, grouping.groups, architecture=architecture)
+        survey, unverified = _survey(
+            loaded, checkpoint, grouping.groups, architecture=architecture, vision=vision
+        )
     reading = gather(loaded, checkpoint, survey.groups)
     names = {path: subject.names for path, subject in survey.subjects.items()}
     experts = {path: each.experts for path, each in survey.subjects.items() if each.experts}
@@ -79,7 +90,8 @@ def plan_checkpoint(
     modules = _judge_all(survey, matched, loaded, checkpoint)
     applied = apply_recipe(loaded, survey, namespace, modules)
     plan = _assemble(loaded, checkpoint, survey, reading, matched, applied, grouping)
-    return replace(plan, unverified=unverified, notes=(*_told(unverified), *plan.notes))
+    notes = (*_told(unverified), *plan.notes)
+    return replace(plan, unverified=unverified, notes=notes, vision=vision)
 
 
 def _survey(
@@ -88,13 +100,15 @@ def _survey(
     groups: Mapping[str, Group],
     *,
     architecture: bool,
+    vision: bool,
 ) -> tuple[Survey, tuple[Diagnostic, ...]]:
     """What there is to decide, and why no architecture could be asked, if it was wanted."""
     if not architecture:
         return survey_names(checkpoint, groups), ()
     try:
         requantise = loaded.spec.quantization.float8_blocks == "mxfp8"
-        return survey_architecture(checkpoint, groups, requantise=requantise), ()
+        survey = survey_architecture(checkpoint, groups, requantise=requantise, vision=vision)
+        return survey, ()
     except MlxpipeError as error:
         if error.diagnostics[0].code not in NO_ARCHITECTURE:
             raise

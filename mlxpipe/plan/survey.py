@@ -113,14 +113,19 @@ class Survey:
 
 
 def survey_architecture(
-    checkpoint: Checkpoint, groups: Mapping[str, Group], *, requantise: bool = False
+    checkpoint: Checkpoint,
+    groups: Mapping[str, Group],
+    *,
+    requantise: bool = False,
+    vision: bool = False,
 ) -> Survey:
-    """The modules of mlx-lm's architecture, with the tensors that feed them.
+    """The modules of the library's architecture, with the tensors that feed them.
 
     Args:
         checkpoint: The open checkpoint.
         groups: Its tensors by path.
         requantise: Whether blocks of FP8 that mxfp8 cannot hold exactly are requantised to it.
+        vision: Plan the whole vision-language model rather than the language model alone.
     """
     from mlxpipe.architecture.lineage import trace_sanitize
     from mlxpipe.architecture.skeleton import build_skeleton
@@ -128,8 +133,8 @@ def survey_architecture(
     from mlxpipe.plan.norms import settle_norms
     from mlxpipe.plan.placing import place_strays
 
-    skeleton = build_skeleton(checkpoint.config.data)
-    left = left_out(checkpoint.config.data, skeleton.modules, groups)
+    skeleton = build_skeleton(checkpoint.config.data, vision=vision)
+    left = {} if vision else left_out(checkpoint.config.data, skeleton.modules, groups)
     all_groups = groups
     groups = {path: group for path, group in groups.items() if path not in left}
     # Packed layers are placed before `sanitize` sees them: it knows the originals' dense tensors.
@@ -146,7 +151,7 @@ def survey_architecture(
     }
     homes = {name: path for path, arrays in given.items() for name in arrays}
     lineages = trace_sanitize(
-        skeleton.model,
+        skeleton,
         {name: (a.dtype, a.shape) for arrays in given.values() for name, a in arrays.items()},
     )
     binding = bind(skeleton, lineages, placed, homes)

@@ -92,7 +92,8 @@ def print_plan(
     totals = plan.totals
     head = Text(plan.name, style="bold")
     head.append(f"  {plan.source}", style="default")
-    head.append(f"  {plan.architecture or 'no architecture'}", style="cyan")
+    library = " with pictures, by mlx-vlm" if plan.vision else ""
+    head.append(f"  {plan.architecture or 'no architecture'}{library}", style="cyan")
     console.print(head)
     recipe = any(module.recipe for module in plan.modules.values())
     becomes = f", {size(totals.nbytes)} after the recipe" if recipe else ""

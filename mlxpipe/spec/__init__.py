@@ -39,6 +39,7 @@ from mlxpipe.spec.schema import json_schema
 from mlxpipe.spec.settings import Setting, parse_setting
 from mlxpipe.spec.source import Reference, Source
 from mlxpipe.spec.tasks import (
+    PICTURE_TASKS,
     TASK_TYPES,
     BenchmarkTask,
     CompareTask,
@@ -56,6 +57,7 @@ from mlxpipe.spec.values import PathUse, Section
 __all__ = [
     "BUILT_IN_SOURCES",
     "LOCK_SUFFIX",
+    "PICTURE_TASKS",
     "TASK_TYPES",
     "BenchmarkTask",
     "CompareTask",

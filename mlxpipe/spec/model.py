@@ -27,7 +27,7 @@ from mlxpipe.spec.expect import Expectation, Expectations, check_against_tasks
 from mlxpipe.spec.problems import Problem, either, refusal
 from mlxpipe.spec.quantize import MATCH, Bits, GroupSize, Mode, Recipe, affine_by_default
 from mlxpipe.spec.source import Source
-from mlxpipe.spec.tasks import Task, Tasks, name_tasks
+from mlxpipe.spec.tasks import PICTURE_TASKS, Task, Tasks, name_tasks
 from mlxpipe.spec.values import (
     Globs,
     Identifier,
@@ -287,6 +287,11 @@ class Spec(Section):
     tasks: Tasks = Field((), description="What to do with the model, in order.")
     expect: Expectations = Field((), description="What must hold; a miss ends with exit code 1.")
     outputs: Outputs = Field(default_factory=Outputs, description="Where results go.")
+
+    @property
+    def vision(self) -> bool:
+        """Whether a task has pictures, for which the whole vision-language model is loaded."""
+        return any(isinstance(task, PICTURE_TASKS) and task.images for task in self.tasks)
 
     @field_validator("tasks")
     @classmethod

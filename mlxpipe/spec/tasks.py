@@ -16,6 +16,7 @@ from mlxpipe.spec.values import (
     CountOrZero,
     ModulePattern,
     Name,
+    OneOrMorePaths,
     OneOrMoreTexts,
     PathText,
     Section,
@@ -55,6 +56,10 @@ class GenerateTask(_Task):
         None,
         description="A text file with one prompt per line, or .jsonl objects with `prompt`.",
     )
+    images: OneOrMorePaths | None = Field(
+        None,
+        description="A picture file, or a list of them, that goes with each prompt; needs mlx-vlm.",
+    )
     chat: Annotated[Literal["auto", True, False], only(str, bool)] = Field(
         "auto",
         description="Apply the tokenizer's chat template; auto: if it has one.",
@@ -86,6 +91,7 @@ class LogitsTask(_Task):
     """Writes the logits of one sequence of tokens."""
 
     exactly_one: ClassVar = (("tokens",), ("prompt",))
+    belongs_to: ClassVar = {"images": "prompt"}
 
     type: Literal["logits"]
     tokens: (
@@ -98,6 +104,13 @@ class LogitsTask(_Task):
         | None
     ) = Field(None, description="Token ids, used as they are.")
     prompt: Text | None = Field(None, description="A text to tokenise.")
+    images: OneOrMorePaths | None = Field(
+        None,
+        description=(
+            "A picture file, or a list of them, for which placeholders stand in the prompt; needs "
+            "mlx-vlm."
+        ),
+    )
 
 
 class TextTask(_Task):
@@ -347,6 +360,7 @@ Task = (
     | EvaluateTask
     | ExportTask
 )
+PICTURE_TASKS = (GenerateTask, LogitsTask)
 Tasks = Annotated[
     tuple[Annotated[Task, Field(discriminator="type")], ...],
     Strict(False),

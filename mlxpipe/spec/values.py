@@ -157,6 +157,8 @@ def _one_or_more(value: Any) -> Any:
 
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+_PATH = r"^[^\x00]+$"
+_PATH_SCHEMA = {"type": "string", "minLength": 1, "pattern": _PATH}
 
 Text = Annotated[str, Field(min_length=1), Words("a text")]
 Name = Annotated[
@@ -169,9 +171,12 @@ Identifier = Annotated[
     Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=128),
     Words("a name of letters, digits and '_'"),
 ]
-_PATH = Field(min_length=1, pattern=r"^[^\x00]+$")
-PathText = Annotated[str, _PATH, Words("a path"), RelativePath(), PathUse.READ]
-OutputPath = Annotated[str, _PATH, Words("a path"), RelativePath(), PathUse.WRITE]
+PathText = Annotated[
+    str, Field(min_length=1, pattern=_PATH), Words("a path"), RelativePath(), PathUse.READ
+]
+OutputPath = Annotated[
+    str, Field(min_length=1, pattern=_PATH), Words("a path"), RelativePath(), PathUse.WRITE
+]
 HubName = Annotated[
     str,
     Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$"),
@@ -199,6 +204,17 @@ OneOrMoreTexts = Annotated[
                 {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
             ]
         }
+    ),
+]
+OneOrMorePaths = Annotated[
+    tuple[PathText, ...],
+    Strict(False),
+    Field(min_length=1),
+    BeforeValidator(_one_or_more),
+    Words("a path or a list of paths"),
+    RelativePath(),
+    WithJsonSchema(
+        {"anyOf": [_PATH_SCHEMA, {"type": "array", "items": _PATH_SCHEMA, "minItems": 1}]}
     ),
 ]
 Count = Annotated[int, Field(ge=1, le=MAX_INT)]

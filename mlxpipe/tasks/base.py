@@ -66,12 +66,29 @@ class Context:
 
     @cached_property
     def model(self) -> Any:
-        """The model in evaluation mode, its weights in memory, loaded once."""
+        """The model in evaluation mode, its weights in memory: token ids in, logits out."""
+        if not self.plan.vision:
+            return self.whole_model
+        from mlxpipe.architecture.language import LanguageModel
+
+        return LanguageModel(self.whole_model).eval()
+
+    @cached_property
+    def whole_model(self) -> Any:
+        """The model as it was loaded, once: mlx-vlm's, pictures and all, where the plan says so."""
         return self.make_model()
 
     def release(self) -> None:
         """Let the model go; whoever asks for it next loads it again."""
         self.__dict__.pop("model", None)
+
+    @cached_property
+    def processor(self) -> Any:
+        """mlx-vlm's processor of prompts and pictures, loaded once."""
+        from mlxpipe.architecture.processor import load_processor
+
+        checkpoint = self.checkpoint
+        return load_processor(checkpoint.files, checkpoint.config.data, checkpoint.label)
 
     @cached_property
     def tokenizer(self) -> Any:

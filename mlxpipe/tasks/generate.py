@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,46 +15,30 @@ from mlxpipe.errors import UsageError
 from mlxpipe.files import write_text
 from mlxpipe.spec import GenerateTask
 from mlxpipe.tasks.base import Context, Outcome, Reporter
+from mlxpipe.tasks.completion import Completion, Piece, collect
 from mlxpipe.tasks.progress import progress
+from mlxpipe.tasks.sampling import make_sampling
 from mlxpipe.tasks.texts import read_prompts
 
 #: How many tokens of the prompt decide how the first one after it is spelled.
 CONTEXT_TOKENS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """One line of the output.
-
-    Attributes:
-        prompt: The prompt as the spec has it, before any chat template.
-        text: What was generated.
-        tokens: Its ids, the end-of-sequence token excluded.
-        finish_reason: `stop` or `length`.
-    """
-
-    prompt: str
-    text: str
-    tokens: tuple[int, ...]
-    finish_reason: str
-
-
 def run(context: Context, number: int, folder: Path) -> Outcome:
     """Write one JSON line per prompt: prompt, text, tokens, finish_reason."""
     task = context.loaded.spec.tasks[number]
     assert isinstance(task, GenerateTask)
-    # Loaded before anything is seeded: building a model draws random numbers.
-    model = context.model
     with progress(folder) as steps:
         for done in steps.rows:
             _show(context.reporter, done["completion"])
         for prompt in _prompts(context, task, number)[len(steps.rows) :]:
-            ids = _encode(context, task, prompt, number)
+            # The model is loaded before anything is seeded: building one draws random numbers.
+            size, pieces = _begin(context, task, prompt, number)
             # Each prompt starts from the seed, so its completion does not hang on the others.
             mx.random.seed(_seed(context, task))
             context.reporter.prompt(prompt)
-            completion = complete(context, model, task, prompt, ids)
-            steps.add({"read": len(ids), "completion": asdict(completion)})
+            completion = collect(prompt, pieces, task.stop, context.reporter)
+            steps.add({"read": size, "completion": asdict(completion)})
     path = folder / "completions.jsonl"
     completions = [step["completion"] for step in steps.rows]
     lines = (json.dumps(each, ensure_ascii=False) + "\n" for each in completions)
@@ -76,6 +60,21 @@ def replay(reporter: Reporter, outputs: Mapping[str, Path]) -> None:
 def _show(reporter: Reporter, completion: Mapping[str, Any]) -> None:
     reporter.prompt(completion["prompt"])
     reporter.text(completion["text"] + "\n")
+
+
+def _begin(
+    context: Context, task: GenerateTask, prompt: str, number: int
+) -> tuple[int, Iterator[Piece]]:
+    """How many tokens a prompt has, and what comes after it, generated as it is asked for."""
+    if task.images:
+        from mlxpipe.tasks import pictures
+
+        text = pictures.chat_text(context, task, prompt, number)
+        prepared = pictures.prepare(context, text, number)
+        return prepared.tokens.size, pictures.stream(context, task, prepared)
+    model = context.model
+    ids = _encode(context, task, prompt, number)
+    return len(ids), _stream(context, model, task, ids)
 
 
 def _seed(context: Context, task: GenerateTask) -> int:
@@ -124,51 +123,12 @@ def complete(
     context: Context, model: Any, task: GenerateTask, prompt: str, ids: list[int]
 ) -> Completion:
     """Generate after `ids` until an end token, a stop text or `max_tokens`."""
-    text = ""
-    tokens: list[int] = []
-    reason = "length"
-    for response in _stream(context, model, task, ids):
-        ended = response.finish_reason == "stop"
-        if not ended:
-            tokens.append(response.token)
-        piece = response.text
-        if len(tokens) == 1 and not ended:
-            piece = _leading_space(context.tokenizer, ids, tokens[0], piece) + piece
-        before, (text, stopped) = text, _until_stop(text, piece, task.stop)
-        context.reporter.text(text[len(before) :])
-        if ended or stopped:
-            reason = "stop"
-            break
-    context.reporter.text("\n")
-    return Completion(prompt, text, tuple(tokens), reason)
+    return collect(prompt, _stream(context, model, task, ids), task.stop, context.reporter)
 
 
-def _leading_space(tokenizer: Any, ids: list[int], first: int, piece: str) -> str:
-    """The space that begins a completion of a raw prompt; mlx-lm's streaming drops it."""
-    tail = ids[-CONTEXT_TOKENS:]
-    follows = tokenizer.decode([*tail, first])[len(tokenizer.decode(tail)) :]
-    return " " if follows.startswith(" ") and not piece.startswith(" ") else ""
-
-
-def _until_stop(before: str, piece: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """The text so far, cut before the earliest stop text, and whether there is one."""
-    whole = before + piece
-    # A stop text may have begun before this piece, but not ended there.
-    found = [at for stop in stops if (at := whole.find(stop, max(0, len(before) - len(stop)))) >= 0]
-    return (whole[: min(found)], True) if found else (whole, False)
-
-
-def _stream(context: Context, model: Any, task: GenerateTask, ids: list[int]) -> Iterator[Any]:
-    sampling = submodule("sample_utils")
-    generation = submodule("generate")
-    sampler: Callable[..., Any] = sampling.make_sampler(
-        temp=task.temperature, top_p=task.top_p, top_k=task.top_k, min_p=task.min_p
-    )
-    processors = sampling.make_logits_processors(
-        repetition_penalty=task.repetition_penalty,
-        repetition_context_size=task.repetition_context,
-    )
-    stream: Iterator[Any] = generation.stream_generate(
+def _stream(context: Context, model: Any, task: GenerateTask, ids: list[int]) -> Iterator[Piece]:
+    sampler, processors = make_sampling(task)
+    responses = submodule("generate").stream_generate(
         model,
         context.tokenizer,
         ids,
@@ -176,4 +136,16 @@ def _stream(context: Context, model: Any, task: GenerateTask, ids: list[int]) ->
         sampler=sampler,
         logits_processors=processors,
     )
-    return stream
+    for number, response in enumerate(responses):
+        if response.finish_reason == "stop":
+            yield Piece(response.text, None, ended=True)
+            continue
+        first = _leading_space(context.tokenizer, ids, response) if number == 0 else ""
+        yield Piece(first + response.text, response.token, ended=False)
+
+
+def _leading_space(tokenizer: Any, ids: list[int], response: Any) -> str:
+    """The space that begins a completion of a raw prompt; mlx-lm's streaming drops it."""
+    tail = ids[-CONTEXT_TOKENS:]
+    follows = tokenizer.decode([*tail, response.token])[len(tokenizer.decode(tail)) :]
+    return " " if follows.startswith(" ") and not response.text.startswith(" ") else ""

@@ -15,14 +15,28 @@ def run(context: Context, number: int, folder: Path) -> Outcome:
     """Write `tokens` int32 [1, T] and `logits` float32 [1, T, V]."""
     task = context.loaded.spec.tasks[number]
     assert isinstance(task, LogitsTask)
+    predict = _with_pictures if task.images else _with_text
+    tokens, logits = predict(context, task, number)
+    arrays = {"tokens": tokens.astype(mx.int32), "logits": logits.astype(mx.float32)}
+    mx.eval(arrays)
+    path = folder / "logits.safetensors"
+    mx.save_safetensors(str(path), arrays)
+    return Outcome({"tokens": tokens.size, "vocabulary": logits.shape[-1]}, {"logits": path})
+
+
+def _with_text(context: Context, task: LogitsTask, number: int) -> tuple[mx.array, mx.array]:
     ids = list(task.tokens) if task.tokens is not None else context.tokenizer.encode(task.prompt)
     check_ids(context, ids, number)
     tokens = mx.array([ids], dtype=mx.int32)
-    logits = context.model(tokens).astype(mx.float32)
-    mx.eval(logits)
-    path = folder / "logits.safetensors"
-    mx.save_safetensors(str(path), {"tokens": tokens, "logits": logits})
-    return Outcome({"tokens": len(ids), "vocabulary": logits.shape[-1]}, {"logits": path})
+    return tokens, context.model(tokens)
+
+
+def _with_pictures(context: Context, task: LogitsTask, number: int) -> tuple[mx.array, mx.array]:
+    from mlxpipe.tasks.pictures import logits_of, prepare
+
+    assert task.prompt is not None
+    prepared = prepare(context, task.prompt, number)
+    return prepared.tokens, logits_of(context, prepared)
 
 
 def check_ids(context: Context, ids: list[int], number: int) -> None:

@@ -18,6 +18,7 @@ from mlxpipe.spec import (
     LoadedSpec,
     TextTask,
 )
+from mlxpipe.tasks.picture_files import check_pictures
 from mlxpipe.tasks.reference import reference_spec
 
 
@@ -25,12 +26,14 @@ def check_inputs(loaded: LoadedSpec) -> None:
     """Read every file that the tasks name, so that a wrong one is known before a model is loaded.
 
     Raises:
-        UsageError: as the two readers do, and `target-exists` for an export's directory.
+        UsageError: as the readers and `check_pictures` do, and `target-exists` for an export.
+        ExecutionError: `no-mlx-vlm`.
     """
     for number, task in enumerate(loaded.spec.tasks):
         if isinstance(task, GenerateTask) and task.prompt_file is not None:
             origin = loaded.origin("tasks", number, "prompt_file")
             read_prompts(loaded.resolve(task.prompt_file), origin)
+        check_pictures(loaded, number)
         if isinstance(task, TextTask):
             read_text(loaded.resolve(task.data), loaded.origin("tasks", number, "data"))
         if isinstance(task, CompareTask):
