@@ -95,11 +95,13 @@ def trace_sanitize(
     placeholders = {name: mx.ones(shape, DTYPES[dtype]) for name, (dtype, shape) in tensors.items()}
     outputs = placeholders if sanitize is None else _call(sanitize, dict(placeholders))
     names = {id(array): name for name, array in placeholders.items()}
-    moved = [name for name, array in outputs.items() if id(array) not in names]
+    # mlx-vlm's add in place (`value += 1`): what is the same object need not be the same value.
+    in_place = getattr(model, "vision", False)
+    moved = [name for name, array in outputs.items() if in_place or id(array) not in names]
     computed = _record(sanitize, placeholders, moved) if moved and sanitize else {}
     return {
         name: computed[name]
-        if name in computed
+        if name in computed and (computed[name].operations or id(array) not in names)
         else Lineage((names[id(array)],), (), tensors[names[id(array)]][0], tuple(array.shape))
         for name, array in outputs.items()
     }

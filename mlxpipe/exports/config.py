@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxpipe.architecture.config_keys import SECTIONS, TAG, TAGGED, normalise
-from mlxpipe.architecture.tokenizer import SUFFIXES
+from mlxpipe.architecture.shown import SUFFIXES
 from mlxpipe.checkpoint import Checkpoint
 from mlxpipe.checkpoint.index import INDEX
 from mlxpipe.exports.forms import Form

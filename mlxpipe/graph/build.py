@@ -129,8 +129,9 @@ def final_arrays(
         ExecutionError: a shard cannot be read, or a module cannot be converted.
     """
     arrays, extras = _canonical_arrays(plan, checkpoint, rounding)
-    # Its own dictionary: a `sanitize` may take out of it what it has seen.
-    outputs = skeleton.sanitize(dict(arrays)) if skeleton.sanitize else arrays
+    # Its own dictionary and arrays: a `sanitize` may take out what it has seen, or add in place.
+    own = {name: array.reshape(array.shape) for name, array in arrays.items()}
+    outputs = skeleton.sanitize(own) if skeleton.sanitize else arrays
     parameters = {each.name: _final(each, outputs, arrays) for each in plan.parameters.values()}
     parameters |= extras
     _apply_recipe(plan, parameters, progress)
