@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from mlxpipe.plan.planner import plan_checkpoint
 from mlxpipe.spec import LoadedSpec, Settings, load_specs, require_one, spec_for_source
 
 if TYPE_CHECKING:
-    from mlxpipe.execution.matrix import MatrixRecord
+    from mlxpipe.execution.matrix import MatrixRecord, RunOne
     from mlxpipe.execution.record import RunRecord
     from mlxpipe.exports.request import Exported
     from mlxpipe.locking import Digests, Lock
@@ -244,10 +244,37 @@ def run_matrix(
     Raises:
         UsageError, SourceError, PlanError: nothing was run.
     """
-    from mlxpipe.execution.matrix import run_combinations
+    return run_all(open_specs(source, set=set, only=only), reporter, keep_going=keep_going)
 
-    specs = open_specs(source, set=set, only=only)
-    return run_combinations(specs, reporter, keep_going=keep_going, run_one=run)
+
+def run_all(
+    specs: Sequence[LoadedSpec],
+    reporter: Reporter | None = None,
+    *,
+    keep_going: bool = False,
+    run_one: RunOne = run,
+) -> MatrixRecord:
+    """Run the combinations of one matrix and write the reports about all of them.
+
+    Args:
+        specs: As `open_specs` gives them.
+        reporter: Told of progress.
+        keep_going: Go on after one that failed.
+        run_one: Runs one of them.
+
+    Raises:
+        UsageError, SourceError, PlanError: nothing was run.
+    """
+    from mlxpipe.execution.matrix import run_combinations
+    from mlxpipe.report.files import check_reports, write_matrix_reports
+
+    for each in specs:
+        check_reports(each)
+    record = run_combinations(specs, reporter, keep_going=keep_going, run_one=run_one)
+    for path in write_matrix_reports(record).values():
+        if reporter is not None:
+            reporter.message(f"report: {path}")
+    return record
 
 
 def lock(

@@ -92,12 +92,10 @@ def _annotate_misses(loaded: LoadedSpec, record: RunRecord) -> None:
 
 
 def _run_matrix(options: Namespace, specs: Sequence[LoadedSpec], reporter: Reporter) -> int:
-    from mlxpipe.execution.matrix import run_combinations
     from mlxpipe.report.matrix import print_matrix
 
-    record = run_combinations(
-        specs, reporter, keep_going=options.keep_going, run_one=_runner(options)
-    )
+    runner = _runner(options)
+    record = api.run_all(specs, reporter, keep_going=options.keep_going, run_one=runner)
     if options.format == "json":
         _print_json(record.as_json())
     else:

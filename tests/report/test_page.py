@@ -153,6 +153,27 @@ def test_a_moved_run_keeps_its_texts(run, tmp_path):
     assert [each["prompt"] for each in found.named("completions")["generate"]] == ["a", "<b>"]
 
 
+def test_a_matrix_leaves_one_page_about_all_of_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("It is a truth universally acknowledged. " * 9)
+    task = "{id: ppl, type: perplexity, data: text.txt, context: 32, windows: 1}"
+    Path("spec.yaml").write_text(
+        f"version: 1\nsource: {{path: {QWEN}}}\ntasks: [{task}]\n"
+        "matrix: {quantize: {as-it-is: [], dense: [{match: '*', dense: true}]}}\n"
+        "outputs: {reports: [html, junit]}\n"
+    )
+    assert main(["run", "spec.yaml", "-q"]) == 0
+    (page,) = tmp_path.glob("runs/spec/matrix-*.html")
+    text = page.read_text(encoding="utf-8")
+    words = "".join(Page(text).words)
+    assert "Size against quality" in words
+    assert "as-it-is" in words
+    (cases,) = tmp_path.glob("runs/spec/matrix-*.xml")
+    assert cases.read_text().count("<testsuite ") == 2
+    assert main(["report", str(page.with_suffix(".json")), "-o", "again.html"]) == 0
+    assert Path("again.html").read_text(encoding="utf-8") == text
+
+
 @pytest.mark.parametrize("name", ["absent", "spec.yaml", "other.json"])
 def test_what_is_no_run_is_refused(tmp_path, name):
     (tmp_path / "spec.yaml").write_text("version: 1\n")
