@@ -18,6 +18,7 @@ from mlxpipe.spec.values import (
     Name,
     OneOrMorePaths,
     OneOrMoreTexts,
+    OutputPath,
     PathText,
     Section,
     Seed,
@@ -301,7 +302,7 @@ class ExportTask(_Task):
     )
 
     type: Literal["export"]
-    path: PathText = Field(
+    path: OutputPath = Field(
         description="The directory to write, or the Ollama store to add to; relative to the spec."
     )
     format: Literal["mlx", "ollama"] = Field(
