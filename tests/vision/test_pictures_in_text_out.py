@@ -187,6 +187,19 @@ def test_text_alone_has_the_language_models_logits(place):
     assert mx.allclose(one, two, rtol=1e-3, atol=1e-3)
 
 
+def test_a_finished_task_is_done_again_when_its_picture_changes(place):
+    tiny_vlms.write_picture(place / "changing.png")
+    task = with_pictures(images="changing.png")
+    first = run(place, task)
+    record = mlxpipe.run(spec(place, task))
+    assert record.tasks[0].reused_from
+    shutil.copy(place / "two.png", place / "changing.png")
+    record = mlxpipe.run(spec(place, task))
+    assert not record.tasks[0].reused_from
+    second = Path(record.tasks[0].outputs["completions"]).read_text(encoding="utf-8")
+    assert json.loads(second)["text"] != first[0]["text"]
+
+
 def test_the_command_line_runs_it_and_prints_the_record(place):
     lines = [
         "version: 1",
