@@ -11,9 +11,9 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 
 from mlxpipe._version import __version__
+from mlxpipe.commands import command as find
 from mlxpipe.errors import ExitCode, MlxpipeError
 
 UNEXPECTED = """\
@@ -29,7 +29,7 @@ class Command:
     """One subcommand.
 
     Attributes:
-        name: What the user types; the function of that name in `mlxpipe.commands` does it.
+        name: What the user types; `mlxpipe.commands` has a function for it.
         help: One line.
         epilog: Examples.
         arguments: Adds the arguments to a parser.
@@ -316,8 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = build_parser().parse_args(arguments)
     try:
-        command = getattr(import_module("mlxpipe.commands"), options.command)
-        code = int(command(options))
+        code = int(find(options.command)(options))
         # Here, where a reader that went away can still be told from an error.
         sys.stdout.flush()
         return code

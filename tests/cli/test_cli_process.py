@@ -54,9 +54,9 @@ def test_help_of_a_command(cli: Command, command: str) -> None:
 
 @pytest.mark.parametrize("command", [command.name for command in COMMANDS])
 def test_every_command_is_implemented(command: str) -> None:
-    from mlxpipe import commands
+    from mlxpipe.commands import command as find
 
-    assert callable(getattr(commands, command))
+    assert callable(find(command))
 
 
 def test_python_m(process: Command) -> None:
