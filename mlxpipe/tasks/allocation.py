@@ -55,6 +55,32 @@ def allocate(
     return taken
 
 
+def give_back(
+    choices: Mapping[str, Sequence[Choice]], taken: Mapping[str, Choice], room: float
+) -> dict[str, Choice]:
+    """Spend the bytes that the last step saved beyond what was wanted.
+
+    Whatever brings most per byte and still fits goes first; nothing costs more afterwards.
+
+    Args:
+        choices: As `allocate` had them.
+        taken: What it gave.
+        room: Bytes that may be spent.
+    """
+    better = dict(taken)
+    while fitting := [
+        (-_price(each, better[unit]), unit, index)
+        for unit, listed in choices.items()
+        for index, each in enumerate(listed)
+        if 0 < each.nbytes - better[unit].nbytes <= room
+        and each.divergence < better[unit].divergence
+    ]:
+        _, unit, index = min(fitting)
+        room -= choices[unit][index].nbytes - better[unit].nbytes
+        better[unit] = choices[unit][index]
+    return better
+
+
 def smallest(choices: Mapping[str, Sequence[Choice]], nbytes: int) -> int:
     """The fewest bytes that the model can take."""
     return nbytes - sum(

@@ -28,7 +28,7 @@ from mlxpipe.plan.plan import Plan, PlannedModule
 from mlxpipe.plan.recipe import float_bytes
 from mlxpipe.quant.modes import Scheme, complete, packed_bytes
 from mlxpipe.spec import SensitivityTask, resolved
-from mlxpipe.tasks.allocation import Choice, allocate, as_rules, place, smallest
+from mlxpipe.tasks.allocation import Choice, allocate, as_rules, give_back, place, smallest
 from mlxpipe.tasks.base import Context, Outcome
 from mlxpipe.tasks.divergence import ROWS, kl_of_log_probabilities, log_softmax, total
 from mlxpipe.tasks.listening import call, listening
@@ -308,7 +308,10 @@ def _write_recipe(
 ) -> tuple[dict[str, float], Path]:
     """The rules of the spec, then those found, as a file that other specs can take over."""
     plan = context.plan
-    taken = allocate(_choices(rows), plan.totals.weight_bytes, _wanted_bytes(plan, task))
+    choices, wanted = _choices(rows), _wanted_bytes(plan, task)
+    taken = allocate(choices, plan.totals.weight_bytes, wanted)
+    nbytes = plan.totals.weight_bytes + sum(choice.nbytes for choice in taken.values())
+    taken = give_back(choices, taken, wanted - nbytes)
     schemes = {
         path: row.scheme
         for row in rows

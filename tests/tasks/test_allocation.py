@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxpipe.quant.modes import Scheme
-from mlxpipe.tasks.allocation import Choice, allocate, as_rules, place, smallest
+from mlxpipe.tasks.allocation import Choice, allocate, as_rules, give_back, place, smallest
 
 FOUR = Scheme("affine", 4, 64)
 EIGHT = Scheme("affine", 8, 64)
@@ -37,6 +37,33 @@ def test_nothing_of_that_size_costs_less(choices, share):
     assert size(taken.values()) <= wanted
     for other in product(*choices.values()):
         assert size(other) > size(taken.values()) or cost(other) >= cost(taken.values())
+
+
+@settings(max_examples=200, deadline=None)
+@given(tables, st.floats(0, 1))
+def test_what_is_given_back_fits_and_makes_nothing_worse(choices, share):
+    before = size(listed[0] for listed in choices.values())
+    least = smallest(choices, before)
+    wanted = least + share * (before - least)
+    taken = allocate(choices, before, wanted)
+    better = give_back(choices, taken, wanted - size(taken.values()))
+    assert size(better.values()) <= wanted
+    assert all(better[unit].divergence <= taken[unit].divergence for unit in choices)
+    for unit, listed in choices.items():
+        for other in listed:
+            changed = {**better, unit: other}
+            assert size(changed.values()) > wanted or cost(changed.values()) >= cost(
+                better.values()
+            )
+
+
+def test_a_step_too_large_is_partly_undone():
+    small = [Choice(None, 10, 0.0), Choice(FOUR, 4, 1.0)]
+    large = [Choice(None, 100, 0.0), Choice(FOUR, 40, 20.0)]
+    choices = {"small": small, "large": large}
+    taken = allocate(choices, 110, 60)
+    assert size(taken.values()) == 44
+    assert give_back(choices, taken, 60 - 44) == {"small": small[0], "large": large[1]}
 
 
 def test_a_size_out_of_reach_is_neared_as_far_as_can_be():
