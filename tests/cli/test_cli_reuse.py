@@ -219,7 +219,7 @@ def counted(function):
         time.sleep(float(sys.argv[1]))
         return function(*arguments)
     return step
-generate.complete = counted(generate.complete)
+generate.collect = counted(generate.collect)
 perplexity.negative_log_likelihood = counted(perplexity.negative_log_likelihood)
 sys.exit(main(sys.argv[2:]))
 """
@@ -294,13 +294,13 @@ def test_an_interrupted_run_goes_on_where_it_ended(
 def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     from mlxpipe.tasks import generate
 
-    function, counted = generate.complete, []
+    function, counted = generate.collect, []
 
     def counting(*arguments: Any) -> Any:
         counted.append(1)
         return function(*arguments)
 
-    monkeypatch.setattr(generate, "complete", counting)
+    monkeypatch.setattr(generate, "collect", counting)
     return counted
 
 
@@ -339,7 +339,7 @@ def test_with_force_nothing_is_resumed(
 def fail_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     from mlxpipe.tasks import generate
 
-    function, calls = generate.complete, []
+    function, calls = generate.collect, []
 
     def failing(*arguments: Any) -> Any:
         calls.append(1)
@@ -347,7 +347,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
             raise RuntimeError("out of memory")
         return function(*arguments)
 
-    monkeypatch.setattr(generate, "complete", failing)
+    monkeypatch.setattr(generate, "collect", failing)
 
 
 def test_two_runs_at_once_do_not_meet(start: Start, tmp_path: Path) -> None:
