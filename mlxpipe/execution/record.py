@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import resource
@@ -71,7 +72,7 @@ class TaskRecord:
             "id": self.id,
             "type": self.type,
             "status": self.status,
-            "metrics": self.metrics,
+            "metrics": {name: _finite(value) for name, value in self.metrics.items()},
             "outputs": self.outputs,
             "digests": self.digests,
             "fingerprint": self.fingerprint,
@@ -83,6 +84,11 @@ class TaskRecord:
             "resumed_from": self.resumed_from,
         }
         return {**fields, **{key: value for key, value in rare.items() if value}}
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity, which the perplexity of a broken model may be: it becomes null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(slots=True)
@@ -97,6 +103,7 @@ class RunRecord:
         lock: The digests of all that is read, None where nobody took them.
         locked: Whether they were compared with a lock.
         numerics: Device and dtype.
+        totals: The plan's sizes and counts.
         load_seconds: Time from the plan to a model in memory; 0 where no task asked for it.
         peak_memory_bytes: MLX's peak; 0 before it is known.
         expectations: What the spec expects, and whether it holds.
@@ -114,6 +121,7 @@ class RunRecord:
     lock: Lock | None = None
     locked: bool = False
     numerics: Mapping[str, Any] = field(default_factory=dict)
+    totals: Mapping[str, Any] = field(default_factory=dict)
     started: str = field(default_factory=lambda: _now().isoformat(timespec="seconds"))
     load_seconds: float = 0.0
     seconds: float = 0.0
@@ -142,6 +150,7 @@ class RunRecord:
             "locked": self.locked,
             "seed": self.seed,
             "numerics": dict(self.numerics),
+            "totals": dict(self.totals),
             "versions": versions(),
             "platform": platform.platform(),
             "load_seconds": round(self.load_seconds, 6),
@@ -221,6 +230,7 @@ def begin(
         locked,
         numerics,
         spec_directory=os.path.relpath(loaded.path.parent.resolve(), folder.resolve()),
+        totals=state.plan.totals.as_json(),
         label=loaded.label,
         matrix=loaded.matrix,
     )

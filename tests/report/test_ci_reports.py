@@ -75,3 +75,8 @@ def test_a_wrong_spec_is_annotated_in_github_actions(tmp_path, monkeypatch, caps
     captured = capsys.readouterr()
     assert f"::error title=unknown-key,file={spec},line=3,col=1::" in captured.err
     assert "::" not in captured.out
+
+
+def test_what_is_infinite_is_null_in_json():
+    task = TaskRecord("ppl", "perplexity", metrics={"perplexity": float("inf"), "tokens": 3})
+    assert task.as_json()["metrics"] == {"perplexity": None, "tokens": 3}

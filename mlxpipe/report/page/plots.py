@@ -21,6 +21,12 @@ from mlxpipe.report.page.runs import RunView
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#000000")
 DENSE = "#bbbbbb"
 
+#: How many times the least value the greatest must be for a logarithmic scale.
+WIDE = 20
+
+#: How many runs may have two lines each in one picture.
+FEW = 3
+
 #: Any, because matplotlib's stubs list every key.
 _STYLE: Any = {
     "svg.hashsalt": "mlxpipe",
@@ -54,10 +60,18 @@ def size_against_quality(views: Sequence[RunView], metric: str) -> str:
                 view.label, (x, y), xytext=(5, 4), textcoords="offset points", parse_math=False
             )
         axes.margins(0.15)
+        _spread(axes, [view.metrics[metric] for view in views])
         axes.set_xlabel("bits per weight")
         axes.set_ylabel(metric.rpartition(".")[2].replace("_", " "))
 
     return _draw(7, 4, draw)
+
+
+def _spread(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic scale where one bad run would press all others together; 0 stays on it."""
+    positive = sorted(value for value in values if value > 0)
+    if positive and positive[-1] > WIDE * positive[0]:
+        axes.set_yscale("symlog", linthresh=positive[0])
 
 
 def schemes_over_depth(view: RunView, colours: Mapping[str, str]) -> str:
@@ -125,13 +139,14 @@ def layer_errors(views: Sequence[RunView]) -> str:
         for number, (label, rows) in enumerate(lines):
             colour = COLOURS[number % len(COLOURS)]
             _line(axes, rows, "accumulated_error", colour, "-", f"{label}, accumulated")
-            _line(axes, rows, "own_error", colour, ":", f"{label}, own")
+            if len(lines) <= FEW:
+                _line(axes, rows, "own_error", colour, ":", f"{label}, own")
         axes.set_xlabel("layer")
         axes.set_ylabel("relative output error")
         axes.set_ylim(bottom=0)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
-    return _draw(7, 3.5, draw)
+    return _draw(9, 3.5, draw)
 
 
 def _line(

@@ -58,6 +58,7 @@ class RunView:
             f"{task['id']}.{name}": value
             for task in self.record["tasks"]
             for name, value in task["metrics"].items()
+            if value is not None
         }
 
     @property
