@@ -106,6 +106,7 @@ class RunRecord:
         totals: The plan's sizes and counts.
         load_seconds: Time from the plan to a model in memory; 0 where no task asked for it.
         peak_memory_bytes: MLX's peak; 0 before it is known.
+        peak_resident_bytes: The process's, when the record was last written.
         expectations: What the spec expects, and whether it holds.
         exit_code: What the command ends with.
         spec_directory: Where the spec's relative paths start, relative to `folder`, so that runs
@@ -126,6 +127,7 @@ class RunRecord:
     load_seconds: float = 0.0
     seconds: float = 0.0
     peak_memory_bytes: int = 0
+    peak_resident_bytes: int = 0
     expectations: list[Checked] = field(default_factory=list)
     exit_code: ExitCode = ExitCode.OK
     spec_directory: str = ""
@@ -156,7 +158,7 @@ class RunRecord:
             "load_seconds": round(self.load_seconds, 6),
             "seconds": round(self.seconds, 6),
             "peak_memory_bytes": self.peak_memory_bytes,
-            "peak_resident_bytes": _peak_resident_bytes(),
+            "peak_resident_bytes": self.peak_resident_bytes,
             "tasks": [task.as_json() for task in self.tasks],
             "expectations": [each.as_json() for each in self.expectations],
             "exit_code": int(self.exit_code),
@@ -164,6 +166,7 @@ class RunRecord:
 
     def save(self) -> None:
         """Write run.json, whole or not at all."""
+        self.peak_resident_bytes = _peak_resident_bytes()
         write_json(self.folder / "run.json", self.as_json())
 
 
