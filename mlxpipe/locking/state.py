@@ -73,7 +73,7 @@ def take_lock(
     data = _data(loaded, digests, others or {})
     tokenizer = {name: found[name] for name in found if belongs_to_tokenizer(name)}
     return Lock(
-        versions=locked_versions(),
+        versions=locked_versions(vision=plan is not None and plan.vision),
         source=_source(loaded, checkpoint),
         files=_entries({name: found[name] for name in found if name not in tokenizer}),
         tokenizer=_entries(tokenizer),

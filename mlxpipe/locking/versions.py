@@ -26,6 +26,9 @@ PACKAGES = (
 #: Those that a lock binds: arithmetic, architectures, and how texts become tokens.
 LOCKED = ("mlxpipe", "mlx", "mlx-lm", "transformers", "tokenizers")
 
+#: What a lock binds as well where pictures are read.
+LOCKED_FOR_PICTURES = ("mlx-vlm", "pillow")
+
 
 def versions() -> dict[str, str]:
     """Name -> version of Python, mlxpipe and the packages that are installed."""
@@ -38,10 +41,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def locked_versions() -> dict[str, str]:
-    """Those that a lock binds."""
+def locked_versions(*, vision: bool = False) -> dict[str, str]:
+    """Those that a lock binds; `vision`: of a plan whose architecture reads pictures."""
     found = versions()
-    return {name: found[name] for name in LOCKED if name in found}
+    bound = (*LOCKED, *LOCKED_FOR_PICTURES) if vision else LOCKED
+    return {name: found[name] for name in bound if name in found}
 
 
 @cache

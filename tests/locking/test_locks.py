@@ -445,3 +445,12 @@ def test_a_repository_that_moved_on_says_how_to_pin_it(
 
     assert [each.code for each in found] == ["file-changed", "revision-changed"]
     assert found[1].help == f"pin it: source.revision: {'a' * 40}"
+
+
+def test_what_reads_pictures_binds_only_where_pictures_are_read(monkeypatch):
+    from mlxpipe.locking import versions
+
+    monkeypatch.setattr(versions, "version", lambda package: "1.0")
+    plain, vision = versions.locked_versions(), versions.locked_versions(vision=True)
+    assert set(vision) - set(plain) == {"mlx-vlm", "pillow"}
+    assert plain.items() <= vision.items()
