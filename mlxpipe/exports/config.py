@@ -13,7 +13,7 @@ from mlxpipe.architecture.shown import SUFFIXES
 from mlxpipe.checkpoint import Checkpoint
 from mlxpipe.checkpoint.index import INDEX
 from mlxpipe.exports.forms import Form
-from mlxpipe.graph.build import AMAX
+from mlxpipe.graph.arrays import AMAX
 from mlxpipe.plan.plan import Plan
 from mlxpipe.quant.dialects import SIDECARS
 from mlxpipe.quant.modes import Scheme

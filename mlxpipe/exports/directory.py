@@ -24,7 +24,7 @@ from mlxpipe.exports.files import File, entries_of, fill_all, judge
 from mlxpipe.exports.forms import FACTOR, ORDER, Arrays, Contents, Holder, amax_of
 from mlxpipe.exports.request import Exported, Progress, Request
 from mlxpipe.exports.safetensors import Entry
-from mlxpipe.graph.build import AMAX
+from mlxpipe.graph.arrays import AMAX
 from mlxpipe.plan.plan import Plan, PlannedModule
 
 #: The one metadata that mlx-lm and transformers look for.

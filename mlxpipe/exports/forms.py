@@ -18,7 +18,7 @@ import numpy as np
 from mlxpipe.architecture.skeleton import Skeleton
 from mlxpipe.checkpoint import Checkpoint
 from mlxpipe.errors import ExecutionError, Origin
-from mlxpipe.graph.build import (
+from mlxpipe.graph.arrays import (
     AMAX,
     PACKED_LEAVES,
     Rounding,

@@ -32,7 +32,7 @@ from mlxpipe.exports.draft import (
 from mlxpipe.exports.files import File, entries_of, fill_all, judge
 from mlxpipe.exports.forms import FACTOR, ORDER, Arrays, Contents, Form
 from mlxpipe.exports.request import Exported, Progress, Request
-from mlxpipe.graph.build import AMAX
+from mlxpipe.graph.arrays import AMAX
 from mlxpipe.plan.plan import Plan, PlannedModule
 from mlxpipe.quant.modes import Scheme
 from mlxpipe.quant.ollama_dialect import QUANT_TYPES

@@ -38,20 +38,16 @@ from mlxpipe.spec.reader import read_text, read_yaml
 from mlxpipe.spec.schema import json_schema
 from mlxpipe.spec.settings import Setting, parse_setting
 from mlxpipe.spec.source import Reference, Source
-from mlxpipe.spec.tasks import (
-    PICTURE_TASKS,
-    TASK_TYPES,
+from mlxpipe.spec.task_base import TextTask
+from mlxpipe.spec.task_measuring import (
     BenchmarkTask,
     CompareTask,
     EvaluateTask,
-    ExportTask,
-    GenerateTask,
-    LogitsTask,
     PerplexityTask,
     SensitivityTask,
-    Task,
-    TextTask,
 )
+from mlxpipe.spec.task_writing import ExportTask, GenerateTask, LogitsTask
+from mlxpipe.spec.tasks import PICTURE_TASKS, TASK_TYPES, Task
 from mlxpipe.spec.values import PathUse, Section
 
 __all__ = [

@@ -7,7 +7,7 @@ are the documentation that an editor shows.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -19,19 +19,17 @@ from pydantic import (
     ValidationInfo,
     WithJsonSchema,
     field_validator,
-    model_validator,
 )
 
 from mlxpipe.errors import did_you_mean
 from mlxpipe.spec.expect import Expectation, Expectations, check_against_tasks
 from mlxpipe.spec.problems import Problem, either, refusal
-from mlxpipe.spec.quantize import MATCH, Bits, GroupSize, Mode, Recipe, affine_by_default
+from mlxpipe.spec.quantize import Recipe, SchemeRule
 from mlxpipe.spec.source import Source
 from mlxpipe.spec.tasks import PICTURE_TASKS, Task, Tasks, name_tasks
 from mlxpipe.spec.values import (
     Globs,
     Identifier,
-    ModulePattern,
     Name,
     OutputPath,
     PathText,
@@ -89,27 +87,14 @@ class FileSource(Section):
     path: PathText = Field(description="A JSON or YAML file, relative to the spec.")
 
 
-class Override(Section):
+class Override(SchemeRule):
     """A claim of the source `spec`: a scheme for the matching modules, or that they are dense."""
 
     exactly_one: ClassVar = (("mode", "bits", "group_size"), ("dense",))
 
-    match: ModulePattern = Field(description=MATCH)
-    mode: Mode | None = Field(
-        None, description="The quantisation mode; affine where only bits or group_size are given."
-    )
-    bits: Bits | None = Field(None, description="Bits per weight; default: the mode's.")
-    group_size: GroupSize | None = Field(
-        None, description="Weights per scale; default: the mode's."
-    )
     dense: Annotated[Literal[True], only(bool)] | None = Field(
         None, description="The modules are not quantised."
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _affine_by_default(cls, data: Any) -> Any:
-        return affine_by_default(data)
 
 
 def _check_source_name(name: str) -> str:

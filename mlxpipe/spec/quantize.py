@@ -17,21 +17,8 @@ Bits = Annotated[int, Field(ge=1, le=8)]
 GroupSize = Annotated[int, Field(ge=1, le=65536)]
 
 
-def affine_by_default(data: Any) -> Any:
-    """MLX's rule: a record without a mode is affine; it never inherits one."""
-    if not isinstance(data, dict) or data.get("mode") is not None:
-        return data
-    if "dense" in data or "keep" in data:
-        return data
-    if data.get("bits") is None and data.get("group_size") is None:
-        return data
-    return {**data, "mode": "affine"}
-
-
-class QuantizeRule(Section):
-    """What the matching modules shall be: a scheme, dense, or as the checkpoint has them."""
-
-    exactly_one: ClassVar = (("mode", "bits", "group_size"), ("dense",), ("keep",))
+class SchemeRule(Section):
+    """A scheme for matching modules: what an override claims and a recipe's rule asks for."""
 
     match: ModulePattern = Field(description=MATCH)
     mode: Mode | None = Field(
@@ -41,17 +28,31 @@ class QuantizeRule(Section):
     group_size: GroupSize | None = Field(
         None, description="Weights per scale; default: the mode's."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _affine_by_default(cls, data: Any) -> Any:
+        """MLX's rule: a record without a mode is affine; it never inherits one."""
+        if not isinstance(data, dict) or data.get("mode") is not None:
+            return data
+        if "dense" in data or "keep" in data:
+            return data
+        if data.get("bits") is None and data.get("group_size") is None:
+            return data
+        return {**data, "mode": "affine"}
+
+
+class QuantizeRule(SchemeRule):
+    """What the matching modules shall be: a scheme, dense, or as the checkpoint has them."""
+
+    exactly_one: ClassVar = (("mode", "bits", "group_size"), ("dense",), ("keep",))
+
     dense: Annotated[Literal[True], only(bool)] | None = Field(
         None, description="The modules are dequantised."
     )
     keep: Annotated[Literal[True], only(bool)] | None = Field(
         None, description="The modules stay as the checkpoint has them."
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _affine_by_default(cls, data: Any) -> Any:
-        return affine_by_default(data)
 
 
 class PresetRule(Section):

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
-from mlxpipe.spec import model, quantize, source, tasks
+from mlxpipe.spec import model, quantize, source, task_measuring, task_writing
 from mlxpipe.spec.values import Section
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -16,9 +16,9 @@ _SECTIONS: tuple[type[Section], ...] = (
     source.Reference,
     model.Override,
     quantize.QuantizeRule,
-    tasks.GenerateTask,
-    tasks.LogitsTask,
-    tasks.BenchmarkTask,
+    task_writing.GenerateTask,
+    task_writing.LogitsTask,
+    task_measuring.BenchmarkTask,
 )
 
 _INTERPOLATED = {"type": "string", "pattern": r"\$\{"}

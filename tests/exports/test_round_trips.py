@@ -26,8 +26,8 @@ from mlx_lm.utils import load_model
 import mlxpipe
 from mlxpipe.errors import ExecutionError, UsageError
 from mlxpipe.exports.forms import amax_of
-from mlxpipe.graph import build
-from mlxpipe.graph.build import multiplier_of
+from mlxpipe.graph import arrays
+from mlxpipe.graph.arrays import multiplier_of
 from mlxpipe.quant.modes import Scheme
 
 BY_NAME = pytest.mark.parametrize("folder", DIRECTORIES, ids=lambda folder: folder.name)
@@ -170,7 +170,7 @@ def test_shards(tmp_path):
 
 
 def test_a_source_of_more_blobs_than_may_be_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "OPEN_FILES", 2)
+    monkeypatch.setattr(arrays, "OPEN_FILES", 2)
     made = make(zoo_store_spec(), tmp_path / "out", ("mlx", "dense")).spec
     assert same(answer(made, zoo_tokens()), expected(QWEN))
     assert same(answer(zoo_store_spec, zoo_tokens()), expected(QWEN))
