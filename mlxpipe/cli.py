@@ -23,6 +23,8 @@ error[unexpected]: {kind}: {error}
 
 SPEC_HELP = "a spec (YAML), or a checkpoint directory"
 
+SHELLS = ("bash", "zsh", "fish", "tcsh")
+
 
 @dataclass(frozen=True, slots=True)
 class Command:
@@ -181,6 +183,20 @@ def _init(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
 
 
+def _examples(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "action", metavar="list|copy", nargs="?", choices=("list", "copy"), default="list"
+    )
+    parser.add_argument("name", metavar="NAME", nargs="?", help="of copy: which; see the list")
+    parser.add_argument(
+        "directory", metavar="DIR", nargs="?", default=".", help="of copy: where (default: here)"
+    )
+
+
+def _completion(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))
+
+
 def _nothing(parser: argparse.ArgumentParser) -> None:
     pass
 
@@ -259,6 +275,20 @@ COMMANDS = (
         "  mlxpipe doctor",
         _nothing,
     ),
+    Command(
+        "examples",
+        "list the examples and pipelines that come with mlxpipe, or copy one",
+        "  mlxpipe examples\n  mlxpipe examples copy quickstart\n"
+        "  mlxpipe examples copy questions path/to/directory",
+        _examples,
+    ),
+    Command(
+        "completion",
+        "print a script that completes commands and options in a shell",
+        "  mlxpipe completion bash > ~/.local/share/bash-completion/completions/mlxpipe\n"
+        "  mlxpipe completion zsh > ~/.zfunc/_mlxpipe   # a directory of $fpath",
+        _completion,
+    ),
 )
 
 EPILOG = """\
@@ -314,7 +344,9 @@ def _common() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    # The parser goes along, for completion scripts are made of it.
+    options = parser.parse_args(arguments, argparse.Namespace(parser=parser))
     try:
         code = int(find(options.command)(options))
         # Here, where a reader that went away can still be told from an error.

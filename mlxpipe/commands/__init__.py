@@ -23,6 +23,8 @@ HOMES = {
     "init": "specs",
     "schema": "specs",
     "doctor": "machine",
+    "examples": "examples",
+    "completion": "shell",
 }
 
 
