@@ -73,7 +73,6 @@ class MatrixRecord:
         summary: The file that holds the same as `as_json`.
         combinations: One record for each.
         interrupted: Whether it ended with an interruption.
-        combinations: One record for each.
     """
 
     name: str
@@ -101,6 +100,17 @@ class MatrixRecord:
             "summary": str(self.summary.resolve()),
             "exit_code": int(self.exit_code),
         }
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """A row for each combination with its metrics, such as pandas makes a data frame of."""
+        from mlxpipe.execution.tables import combination_row
+
+        return [combination_row(each) for each in self.combinations]
+
+    def _repr_html_(self) -> str:
+        from mlxpipe.execution.tables import matrix_html
+
+        return matrix_html(self)
 
     def save(self) -> None:
         """Write the summary, whole or not at all."""

@@ -164,6 +164,17 @@ class RunRecord:
             "exit_code": int(self.exit_code),
         }
 
+    def to_rows(self) -> list[dict[str, Any]]:
+        """A row for each task with its metrics, such as pandas makes a data frame of."""
+        from mlxpipe.execution.tables import task_row
+
+        return [task_row(task) for task in self.tasks]
+
+    def _repr_html_(self) -> str:
+        from mlxpipe.execution.tables import run_html
+
+        return run_html(self)
+
     def save(self) -> None:
         """Write run.json, whole or not at all."""
         self.peak_resident_bytes = _peak_resident_bytes()

@@ -30,6 +30,11 @@ class Explanation:
     parameters: tuple[Parameter, ...]
     findings: tuple[Diagnostic, ...]
 
+    def _repr_html_(self) -> str:
+        from mlxpipe.plan.tables import explanation_html
+
+        return explanation_html(self)
+
     def as_json(self) -> dict[str, Any]:
         """For `--format json`."""
         base: dict[str, Any] = {"asked": self.asked, "path": self.path}

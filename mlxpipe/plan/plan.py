@@ -85,6 +85,15 @@ class PlannedModule:
         return self.landing if self.changed else self.scheme
 
     @property
+    def outcome(self) -> str:
+        """The scheme after the recipe in words: `dense`, `undecided` and `contradiction` too."""
+        if self.verdict.problem:
+            return "contradiction"
+        if self.verdict.open:
+            return "undecided"
+        return str(self.final_scheme or "dense")
+
+    @property
     def final_bytes(self) -> int:
         """Bytes of its weight and companions after the recipe."""
         return self.recipe.nbytes if self.recipe else self.nbytes
@@ -266,9 +275,20 @@ class Plan:
             weight_bytes=sum(module.final_bytes for module in modules if module.weights),
             stored_bytes=self.nbytes,
             stored_weight_bytes=sum(module.nbytes for module in modules if module.weights),
-            schemes=dict(Counter(_scheme_name(module) for module in modules)),
+            schemes=dict(Counter(module.outcome for module in modules)),
             grades=dict(Counter(module.grade for module in modules)),
         )
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """A row for each module, such as pandas makes a data frame of."""
+        from mlxpipe.plan.tables import module_row
+
+        return [module_row(module) for module in self.modules.values()]
+
+    def _repr_html_(self) -> str:
+        from mlxpipe.plan.tables import plan_html
+
+        return plan_html(self)
 
     def as_json(self) -> dict[str, Any]:
         """The contracted JSON of `mlxpipe plan --format json`."""
@@ -289,14 +309,6 @@ class Plan:
             "unverified": [item.as_json() for item in self.unverified],
             "totals": self.totals.as_json(),
         }
-
-
-def _scheme_name(module: PlannedModule) -> str:
-    if module.verdict.problem:
-        return "contradiction"
-    if module.verdict.open:
-        return "undecided"
-    return str(module.final_scheme or "dense")
 
 
 def describe_loser(path: str, verdict: Verdict, judged: Judged) -> Diagnostic:
