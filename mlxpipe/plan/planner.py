@@ -26,7 +26,8 @@ from mlxpipe.plan.matching import (
 from mlxpipe.plan.places import located, locating
 from mlxpipe.plan.plan import Plan, PlannedModule, describe_loser
 from mlxpipe.plan.recipe import Applied, apply_recipe
-from mlxpipe.plan.survey import Subject, Survey, survey_architecture, survey_names
+from mlxpipe.plan.survey import Subject, Survey, survey_architecture
+from mlxpipe.plan.survey_names import survey_names
 from mlxpipe.plan.variants import settle
 from mlxpipe.quant.claims import Claim, Reach, Reading
 from mlxpipe.quant.dialects.fields import CACHE_PRECISION, CACHE_SCALE

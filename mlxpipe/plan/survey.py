@@ -6,17 +6,18 @@ Without one (`check`, which needs no MLX) the tensors' names suggest them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING
 
 from mlxpipe.checkpoint import Checkpoint
 from mlxpipe.checkpoint.tables import powers_of_two
 from mlxpipe.errors import Diagnostic, Origin
-from mlxpipe.naming.experts import PLACES, expert_paths, place_experts
+from mlxpipe.naming.experts import expert_paths, place_experts
 from mlxpipe.naming.groups import Group
-from mlxpipe.naming.names import EXPERTS, PathIndex, core, parse_expert
+from mlxpipe.naming.names import PathIndex, core
 from mlxpipe.plan.apart import all_tensors, describe_dequantised, describe_left_out, left_out
 from mlxpipe.plan.plan import Parameter
 from mlxpipe.quant.forms import mlx_form, outputs, share
@@ -28,7 +29,7 @@ from mlxpipe.quant.layouts import (
     arrays_of,
     recognise,
 )
-from mlxpipe.quant.verify import FLOATS, Array, Evidence
+from mlxpipe.quant.verify import Array, Evidence
 
 if TYPE_CHECKING:
     from mlxpipe.architecture.skeleton import Module, Skeleton
@@ -112,6 +113,35 @@ class Survey:
     skeleton: Skeleton | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """The groups as they go into `sanitize`.
+
+    Attributes:
+        groups: Path -> group, at the architecture's paths where they could be told.
+        blocks: Groups whose blocks of FP8 stay packed -> whether that is exact.
+        unpacked: Groups that are dense there -> their columns.
+        dequantised: Those of them that are packed in the checkpoint.
+        given: Path -> name -> array.
+    """
+
+    groups: Mapping[str, Group]
+    blocks: Mapping[str, bool]
+    unpacked: Mapping[str, int]
+    dequantised: Collection[str]
+    given: Mapping[str, Mapping[str, Array]]
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """Name -> array, of all groups."""
+        return {name: array for arrays in self.given.values() for name, array in arrays.items()}
+
+    @property
+    def homes(self) -> dict[str, str]:
+        """Name -> path of its group."""
+        return {name: path for path, arrays in self.given.items() for name in arrays}
+
+
 def survey_architecture(
     checkpoint: Checkpoint,
     groups: Mapping[str, Group],
@@ -127,64 +157,77 @@ def survey_architecture(
         requantise: Whether blocks of FP8 that mxfp8 cannot hold exactly are requantised to it.
         vision: Plan the whole vision-language model rather than the language model alone.
     """
-    from mlxpipe.architecture.lineage import trace_sanitize
     from mlxpipe.architecture.skeleton import build_skeleton
-    from mlxpipe.plan.binding import bind
-    from mlxpipe.plan.norms import settle_norms
-    from mlxpipe.plan.placing import place_strays
 
     skeleton = build_skeleton(checkpoint.config.data, vision=vision)
     left = {} if vision else left_out(checkpoint.config.data, skeleton.modules, groups)
-    all_groups = groups
-    groups = {path: group for path, group in groups.items() if path not in left}
-    # Packed layers are placed before `sanitize` sees them: it knows the originals' dense tensors.
-    placing = place_strays(
-        skeleton, place_experts(groups, PathIndex(skeleton.modules).find, outputs)
-    )
-    placed = placing.groups
-    blocks = _packed_blocks(checkpoint, placed, requantise=requantise)
-    unpacked = {**_dense_blocks(placed, blocks), **placing.unpacked}
-    given = {
-        path: {group.canonical(role): array for role, array in form.items()}
-        for path, group in placed.items()
-        for form in (mlx_form(group, unpacked.get(path)),)
-    }
-    homes = {name: path for path, arrays in given.items() for name in arrays}
-    lineages = trace_sanitize(
-        skeleton,
-        {name: (a.dtype, a.shape) for arrays in given.values() for name, a in arrays.items()},
-    )
-    binding = bind(skeleton, lineages, placed, homes)
-    arrays_given = {name: array for arrays in given.values() for name, array in arrays.items()}
-    norms = settle_norms(skeleton.name, checkpoint, binding.parameters, arrays_given)
-    binding = replace(binding, parameters={**binding.parameters, **norms.parameters})
+    kept = {path: group for path, group in groups.items() if path not in left}
+    placed = _place(checkpoint, skeleton, kept, requantise=requantise)
+    homes = placed.homes
+    binding, norm_notes = _bind(checkpoint, skeleton, placed)
     subjects = {
-        path: _subject(module, binding, placed, homes, blocks, unpacked)
+        path: _subject(module, binding, placed.groups, homes, placed.blocks, placed.unpacked)
         for path, module in skeleton.modules.items()
         if module.quantisable and f"{path}.weight" in binding.arrays
     }
+    dequantised = [path for path in subjects if subjects[path].group in placed.dequantised]
+    set_aside = (all_tensors(groups[path]) for path in left)
+    unused = (_tensors(placed.groups[homes[name]], name) for name in binding.unloaded)
     return Survey(
         skeleton.name,
         subjects,
         PathIndex(subjects, _aliases(binding.parameters, homes, subjects)),
-        {**_tied_head(checkpoint, subjects), **_others(skeleton, binding, homes), **left},
-        placed,
+        {**tied_head(checkpoint, subjects), **_others(skeleton, binding, homes), **left},
+        placed.groups,
         binding.parameters,
-        (*_unknown_packings(placed), *binding.problems),
+        (*unknown_packings(placed.groups), *binding.problems),
         (
-            *describe_left_out(left, all_groups),
-            *describe_dequantised(
-                [path for path in subjects if subjects[path].group in placing.unpacked]
-            ),
+            *describe_left_out(left, groups),
+            *describe_dequantised(dequantised),
             *binding.notes,
-            *norms.notes,
+            *norm_notes,
         ),
-        (
-            *(name for path in left for name in all_tensors(all_groups[path])),
-            *(name for each in binding.unloaded for name in _tensors(placed[homes[each]], each)),
-        ),
+        tuple(chain(*set_aside, *unused)),
         skeleton,
     )
+
+
+def _place(
+    checkpoint: Checkpoint, skeleton: Skeleton, groups: Mapping[str, Group], *, requantise: bool
+) -> _Placed:
+    """Groups at the architecture's paths, in the form in which `sanitize` gets them."""
+    from mlxpipe.plan.placing import place_strays
+
+    # Packed layers are placed before `sanitize` sees them: it knows the originals' dense tensors.
+    placing = place_strays(
+        skeleton, place_experts(groups, PathIndex(skeleton.modules).find, outputs)
+    )
+    blocks = _packed_blocks(checkpoint, placing.groups, requantise=requantise)
+    unpacked = {**_dense_blocks(placing.groups, blocks), **placing.unpacked}
+    given = {
+        path: {group.canonical(role): array for role, array in form.items()}
+        for path, group in placing.groups.items()
+        for form in (mlx_form(group, unpacked.get(path)),)
+    }
+    return _Placed(placing.groups, blocks, unpacked, placing.unpacked, given)
+
+
+def _bind(
+    checkpoint: Checkpoint, skeleton: Skeleton, placed: _Placed
+) -> tuple[Binding, Iterable[Diagnostic]]:
+    """What `sanitize` makes of the groups, norms shifted as their values say."""
+    from mlxpipe.architecture.lineage import trace_sanitize
+    from mlxpipe.plan.binding import bind
+    from mlxpipe.plan.norms import settle_norms
+
+    arrays = placed.arrays
+    lineages = trace_sanitize(
+        skeleton, {name: (array.dtype, array.shape) for name, array in arrays.items()}
+    )
+    binding = bind(skeleton, lineages, placed.groups, placed.homes)
+    norms = settle_norms(skeleton.name, checkpoint, binding.parameters, arrays)
+    parameters = {**binding.parameters, **norms.parameters}
+    return replace(binding, parameters=parameters), norms.notes
 
 
 def _others(skeleton: Skeleton, binding: Binding, homes: Mapping[str, str]) -> dict[str, str]:
@@ -229,7 +272,8 @@ def _tensors(group: Group, canonical: str) -> tuple[str, ...]:
     return named.get(canonical, ())
 
 
-def _unknown_packings(groups: Mapping[str, Group]) -> Iterator[Diagnostic]:
+def unknown_packings(groups: Mapping[str, Group]) -> Iterator[Diagnostic]:
+    """Packed groups whose arrays are of no known layout."""
     for group in groups.values():
         if group.packed and recognise(group) is None:
             arrays = ", ".join(f"{role} {array}" for role, array in arrays_of(group).items())
@@ -317,7 +361,7 @@ def _aliases(
     return aliases
 
 
-def _tied_head(checkpoint: Checkpoint, subjects: Iterable[str]) -> dict[str, str]:
+def tied_head(checkpoint: Checkpoint, subjects: Iterable[str]) -> dict[str, str]:
     """`lm_head`, where the output projection is the embedding: an override of it is dead."""
     config = checkpoint.config.data
     text = config.get("text_config")
@@ -326,48 +370,3 @@ def _tied_head(checkpoint: Checkpoint, subjects: Iterable[str]) -> dict[str, str
     )
     absent = all(core(path) != "lm_head" for path in subjects)
     return {"lm_head": "tied to the embedding"} if tied or absent else {}
-
-
-def survey_names(checkpoint: Checkpoint, groups: Mapping[str, Group]) -> Survey:
-    """The modules that the tensors' names suggest, without asking any architecture."""
-    placed = place_experts(groups, lambda path: path if _keeps_place(path) else None, outputs)
-    subjects = {}
-    others = {}
-    for path, group in placed.items():
-        weight = group.parts.get("weight")
-        if weight is None or not (group.packed or _looks_linear(weight.dtype, weight.shape)):
-            others[path] = "no weight that could be quantised"
-            continue
-        subjects[path] = _named_subject(path, group)
-    aliases = {
-        place.format(b=name.block, p=name.projection): path
-        for path in subjects
-        if EXPERTS in path and (name := parse_expert(path)) is not None and name.index is None
-        for place in PLACES
-    }
-    others.update(_tied_head(checkpoint, subjects) if "config.json" in checkpoint.files else {})
-    problems = tuple(_unknown_packings(placed))
-    return Survey(None, subjects, PathIndex(subjects, aliases), others, placed, {}, problems)
-
-
-def _keeps_place(path: str) -> bool:
-    name = parse_expert(path)
-    return name is not None and "." not in name.projection
-
-
-def _looks_linear(dtype: str, shape: tuple[int, ...]) -> bool:
-    return dtype in FLOATS and len(shape) in (2, 3)
-
-
-def _named_subject(path: str, group: Group) -> Subject:
-    layout = recognise(group)
-    arrays = arrays_of(group)
-    known = layout.amounts_to(arrays) if layout else arrays
-    evidence = Evidence(known["weight"], known.get("scales"), known.get("biases"))
-    names = tuple(
-        name for role, part in group.parts.items() if role in PACKED_ROLES for name in part.names
-    )
-    weights = prod(arrays["weight"].shape) if evidence.dense else 0
-    roles = frozenset(group.parts)
-    nbytes = sum(arrays[role].nbytes for role in PACKED_ROLES & arrays.keys())
-    return Subject(path, "weight", evidence, names, weights, nbytes, layout, path, roles)
