@@ -38,7 +38,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 _LEFT_BEHIND = ("runs", "out", "ollama-store", "__pycache__")
 _LEFT_BEHIND_IN = {"smollm2": ("model",)}
 
-_SENTENCE = re.compile(r"(?:Why: )?(.+?)\.(?: |$)")
+_SENTENCE = re.compile(r"(?:Why: )?(.+?(?:\?|(?=\.)))\.?(?: |$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,8 @@ def _about(spec: Path) -> str:
     text = " ".join(_head(spec.read_text(encoding="utf-8")))
     sentence = _SENTENCE.match(text)
     about = sentence[1] if sentence else text
-    return about[:1].upper() + about[1:]
+    # "nvfp4" stays as it is written.
+    return about[:1].upper() + about[1:] if about.partition(" ")[0].isalpha() else about
 
 
 def _head(text: str) -> Iterator[str]:

@@ -42,6 +42,32 @@ def test_the_list_is_for_people_by_default(cli: Command) -> None:
     assert "smollm2-135m-instruct" in result.out
 
 
+@pytest.mark.parametrize(
+    ("comment", "line"),
+    [
+        ("# Why: the smallest model. And more.\n", "The smallest model"),
+        ("# Which one? Each in turn.\n", "Which one?"),
+        (
+            "# One sentence over\n# two lines. Another.\n#\n#   mlxpipe run x\n",
+            "One sentence over two lines",
+        ),
+        (
+            "# Why: nvfp4 is global; a file.yaml is not. So.\n",
+            "nvfp4 is global; a file.yaml is not",
+        ),
+        ("# No full stop\n", "No full stop"),
+        ("version: 1\n# late\n", ""),
+    ],
+)
+def test_a_line_is_the_first_sentence_of_the_comment(
+    tmp_path: Path, comment: str, line: str
+) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(comment + "version: 1\n", encoding="utf-8")
+
+    assert mlxpipe.shipped._about(spec) == line
+
+
 def test_no_two_examples_share_a_name() -> None:
     paths = [*(ROOT / "examples").iterdir(), *(ROOT / "pipelines").iterdir()]
     names = [path.stem for path in paths if path.is_dir() or path.suffix == ".yaml"]
@@ -183,3 +209,14 @@ def test_the_wheel_has_what_the_repository_has_and_stays_small(tmp_path: Path) -
     assert (root / "examples/quickstart/model/model.safetensors").is_file()
     assert not (tmp_path / "installed/examples").exists()
     assert Path(wheel).stat().st_size < 5_000_000
+
+
+def test_an_editable_install_can_be_built_all_the_same(tmp_path: Path) -> None:
+    hatchling = pytest.importorskip("hatchling.builders.wheel")
+
+    builder = hatchling.WheelBuilder(str(ROOT))
+    (wheel,) = builder.build(directory=str(tmp_path), versions=["editable"])
+
+    with zipfile.ZipFile(wheel) as archive:
+        (paths,) = [name for name in archive.namelist() if name.endswith(".pth")]
+        assert archive.read(paths).decode().split() == [str(ROOT)]
