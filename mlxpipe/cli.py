@@ -43,6 +43,16 @@ class Command:
     arguments: Callable[[argparse.ArgumentParser], None]
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Has room for the indentation of the longest command, which argparse forgets."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Reckon with an argument's width."""
+        super().add_argument(action)
+        if action.nargs == argparse.PARSER:
+            self._action_max_length += self._indent_increment
+
+
 def _spec(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("spec", metavar="SPEC", help=SPEC_HELP)
     _composing(parser)
@@ -309,7 +319,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Run quantised language models on MLX from a YAML spec that says whom to "
         "believe, and know for every tensor what was decided and why.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"mlxpipe {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -320,7 +330,7 @@ def build_parser() -> argparse.ArgumentParser:
             help=command.help,
             description=command.help[0].upper() + command.help[1:] + ".",
             epilog=f"examples:\n{command.epilog}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_HelpFormatter,
             parents=[common],
         )
         command.arguments(sub)
