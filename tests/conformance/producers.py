@@ -75,9 +75,9 @@ def as_affine(parts: Parts) -> Parts:
 
 def _values(parts: Parts, group_size: int) -> mx.array:
     parts = as_affine(parts)
-    triple = (parts["weight"], parts["scales"], parts["biases"])
-    values = mx.dequantize(*triple, bits=4, group_size=group_size)
-    return values.astype(mx.float32)
+    # MLX computes in the dtype of the scales, and 16 bits would round twice.
+    numbers = (parts[role].astype(mx.float32) for role in ("scales", "biases"))
+    return mx.dequantize(parts["weight"], *numbers, bits=4, group_size=group_size)
 
 
 def _gptq(parts: Parts) -> Parts:

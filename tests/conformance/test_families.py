@@ -25,6 +25,7 @@ AFFINE = BY_NAME["mlx-affine"]
 #: parts that the architecture fuses, experts outside `.experts.`, latent attention.
 SAMPLE = (
     ("deepseek_v3, kv_b packed", "modelopt-nvfp4"),
+    ("deepseek_v3, kv_b packed", "mlx-affine"),
     ("gemma4_text", "mlx-affine"),
     ("gpt_oss", "ct-int4"),
     ("granitemoe", "gptq-int4"),
