@@ -7,6 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+#: What a run directory holds beside its outputs: the record, the decisions, the spec in full.
+RUN_FILE = "run.json"
+PLAN_FILE = "plan.json"
+RESOLVED_FILE = "spec.resolved.yaml"
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all, even if the power fails."""

@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 from mlxpipe.checkpoint import Checkpoint
 from mlxpipe.checkpoint.source import open_source
-from mlxpipe.errors import Diagnostic, ExecutionError, ExitCode, MlxpipeError
+from mlxpipe.errors import Diagnostic, ExitCode, MlxpipeError
 from mlxpipe.execution.executor import RunFailedError, execute
-from mlxpipe.execution.record import RunRecord
+from mlxpipe.execution.record import RunRecord, cannot_write
 from mlxpipe.files import write_json
 from mlxpipe.plan.plan import Plan
 from mlxpipe.plan.planner import plan_checkpoint
@@ -252,10 +252,4 @@ def _begin(record: MatrixRecord, loaded: LoadedSpec) -> None:
         record.summary.parent.mkdir(parents=True, exist_ok=True)
         record.save()
     except OSError as error:
-        raise ExecutionError(
-            "cannot-write",
-            f"the summary {record.summary} cannot be written",
-            origin=loaded.origin("outputs", "dir"),
-            found=error.strerror or str(error),
-            help="choose another place with outputs.dir",
-        ) from error
+        raise cannot_write(f"the summary {record.summary}", loaded, error) from error

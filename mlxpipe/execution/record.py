@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from mlxpipe.errors import ExecutionError, ExitCode
 from mlxpipe.execution.expectations import Checked
-from mlxpipe.files import write_json, write_text
+from mlxpipe.files import PLAN_FILE, RESOLVED_FILE, RUN_FILE, write_json, write_text
 from mlxpipe.locking import Lock, State, write_lock
 from mlxpipe.locking.versions import versions
 from mlxpipe.spec import LoadedSpec, resolved_yaml
@@ -178,7 +178,7 @@ class RunRecord:
     def save(self) -> None:
         """Write run.json, whole or not at all."""
         self.peak_resident_bytes = _peak_resident_bytes()
-        write_json(self.folder / "run.json", self.as_json())
+        write_json(self.folder / RUN_FILE, self.as_json())
 
 
 def _sources(lock: Lock) -> dict[str, Any]:
@@ -210,6 +210,17 @@ def _comparable_task(task: Mapping[str, Any], root: Path) -> dict[str, Any]:
             for name, path in outputs.items()
         },
     }
+
+
+def cannot_write(what: str, loaded: LoadedSpec, error: OSError) -> ExecutionError:
+    """The error for something below a spec's `outputs.dir`."""
+    return ExecutionError(
+        "cannot-write",
+        f"{what} cannot be written",
+        origin=loaded.origin("outputs", "dir"),
+        found=error.strerror or str(error),
+        help="choose another place with outputs.dir",
+    )
 
 
 def begin(
@@ -251,18 +262,12 @@ def begin(
     try:
         folder.mkdir(parents=True)
         write_text(folder / "spec.yaml", loaded.text)
-        write_text(folder / "spec.resolved.yaml", resolved_yaml(loaded))
+        write_text(folder / RESOLVED_FILE, resolved_yaml(loaded))
         write_lock(folder / "spec.lock.yaml", state.lock)
-        write_json(folder / "plan.json", state.plan.as_json())
+        write_json(folder / PLAN_FILE, state.plan.as_json())
         record.save()
     except OSError as error:
-        raise ExecutionError(
-            "cannot-write",
-            f"the run directory {folder} cannot be written",
-            origin=loaded.origin("outputs", "dir"),
-            found=error.strerror or str(error),
-            help="choose another place with outputs.dir",
-        ) from error
+        raise cannot_write(f"the run directory {folder}", loaded, error) from error
     return record
 
 

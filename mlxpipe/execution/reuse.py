@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxpipe.errors import MlxpipeError
+from mlxpipe.files import RUN_FILE
 from mlxpipe.locking import Digests, tree_digest
 from mlxpipe.tasks.progress import FILE, read_progress
 
@@ -116,7 +117,7 @@ def _steps(task: EarlierTask) -> list[dict[str, Any]]:
 def _tasks(folder: Path) -> Iterator[EarlierTask]:
     """The tasks of a run directory that can be recognised; none where there is no such record."""
     try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         recorded, tasks = Path(record["run_dir"]), list(record["tasks"])
     except (OSError, ValueError, KeyError, TypeError):
         return

@@ -8,17 +8,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from mlxpipe.architecture.shown import SUFFIXES
 from mlxpipe.checkpoint import Checkpoint
 from mlxpipe.checkpoint.files import read_bytes
 from mlxpipe.errors import MlxpipeError
 
-#: What the model, its tokenizer and the claims about it may be read from.
-READ_SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken"})
-
 #: Stems of texts for people.
 FOR_PEOPLE = frozenset({"license", "licence", "notice", "readme", "use_policy"})
 
-#: The tokenizer's files; those of READ_SUFFIXES beside them belong to the model.
+#: The tokenizer's files; other documents beside them belong to the model.
 TOKENIZER_FILES = frozenset(
     {
         "added_tokens.json", "chat_template.jinja", "chat_template.json", "merges.txt",
@@ -69,7 +67,7 @@ def chat_template(files: Mapping[str, Path]) -> str | None:
 
 def _decides(name: str) -> bool:
     path = Path(name)
-    return path.suffix in READ_SUFFIXES and path.stem.casefold() not in FOR_PEOPLE
+    return path.suffix in SUFFIXES and path.stem.casefold() not in FOR_PEOPLE
 
 
 def _template(name: str, path: Path) -> str | None:

@@ -11,13 +11,10 @@ from typing import Any
 
 from mlxpipe.checkpoint.json_reader import read_json
 from mlxpipe.errors import Origin, UsageError
+from mlxpipe.files import PLAN_FILE, RESOLVED_FILE, RUN_FILE
 from mlxpipe.locking import read_lock
 from mlxpipe.plan.planner import make_plan
 from mlxpipe.spec import LOCK_SUFFIX, LoadedSpec, load_spec, read_yaml, resolved, spec_for_source
-
-RUN = "run.json"
-PLAN = "plan.json"
-RESOLVED = "spec.resolved.yaml"
 
 #: What of a run's record is a setting; the rest is when, where and how long.
 SETTINGS_OF_A_RUN = ("seed", "numerics", "versions", "platform")
@@ -113,7 +110,7 @@ def open_side(path: str) -> Side:
         SourceError, PlanError: a spec cannot be planned.
     """
     place = Path(path)
-    if (place / RUN).is_file():
+    if (place / RUN_FILE).is_file():
         return _run(place, path)
     if place.is_dir():
         return _spec(spec_for_source(place), path)
@@ -125,9 +122,9 @@ def open_side(path: str) -> Side:
 
 
 def _run(folder: Path, label: str) -> Side:
-    record = read_json(folder / RUN, f"{label}/{RUN}")
-    spec = read_yaml(folder / RESOLVED).data
-    plan = read_json(folder / PLAN, f"{label}/{PLAN}")
+    record = read_json(folder / RUN_FILE, f"{label}/{RUN_FILE}")
+    spec = read_yaml(folder / RESOLVED_FILE).data
+    plan = read_json(folder / PLAN_FILE, f"{label}/{PLAN_FILE}")
     kept = {key: record[key] for key in SETTINGS_OF_A_RUN if key in record}
     metrics = {
         f"{task['id']}.{name}": value

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mlxpipe.checkpoint import Checkpoint
 from mlxpipe.checkpoint.source import open_source
 from mlxpipe.errors import MlxpipeError, Origin, UsageError
+from mlxpipe.files import PLAN_FILE, RESOLVED_FILE, RUN_FILE
 from mlxpipe.plan.plan import Plan
 from mlxpipe.plan.planner import plan_checkpoint
 from mlxpipe.spec import (
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 SOURCE_KEYS = ("path", "hub", "revision", "ollama", "store")
 
 #: What a run leaves that says how to make its model again.
-RUN_FILES = ("run.json", "spec.resolved.yaml", "plan.json")
+RUN_FILES = (RUN_FILE, RESOLVED_FILE, PLAN_FILE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ def _spec_of_run(folder: Path, label: str, origin: Origin) -> LoadedSpec:
             expected="a directory that `mlxpipe run` made: <outputs.dir>/<name>/<id>",
             help="paths are relative to the spec",
         )
-    written = _json(folder / "run.json", label, origin).get("spec_directory")
+    written = _json(folder / RUN_FILE, label, origin).get("spec_directory")
     if not isinstance(written, str):
         raise UsageError(
             "bad-run",
@@ -139,13 +140,13 @@ def _spec_of_run(folder: Path, label: str, origin: Origin) -> LoadedSpec:
             expected="spec_directory: a path relative to the run's directory",
             help="run that spec again, or name it: reference: {spec: ...}",
         )
-    text = read_text(folder / "spec.resolved.yaml")
+    text = read_text(folder / RESOLVED_FILE)
     return parse_spec(text, f"{label}/spec.resolved.yaml", folder / written)
 
 
 def _check_unchanged(plan: Plan, folder: Path) -> None:
     """Refuse a run whose model is no longer what it was, as far as plans can tell."""
-    then = _json(folder / "plan.json", folder.name, Origin(f"{folder.name}/plan.json"))
+    then = _json(folder / PLAN_FILE, folder.name, Origin(f"{folder.name}/{PLAN_FILE}"))
     now = plan.as_json()
     changed = sorted(
         path

@@ -10,9 +10,7 @@ from typing import Any
 
 from mlxpipe.checkpoint.json_reader import read_json
 from mlxpipe.errors import Origin, UsageError
-
-RUN = "run.json"
-PLAN = "plan.json"
+from mlxpipe.files import PLAN_FILE, RUN_FILE
 
 #: Units of quality, the better the less: the first that every run has is plotted against the size.
 QUALITIES = ("kl_divergence", "perplexity", "bits_per_byte")
@@ -95,7 +93,7 @@ def open_runs(paths: Iterable[str | Path]) -> list[RunView]:
 
 
 def _folders(path: Path) -> Iterator[Path]:
-    if (path / RUN).is_file():
+    if (path / RUN_FILE).is_file():
         yield path
         return
     if path.suffix == ".json" and path.is_file():
@@ -107,13 +105,13 @@ def _folders(path: Path) -> Iterator[Path]:
         "no-run",
         f"{path} is no run",
         origin=Origin(str(path)),
-        expected=f"a run directory with {RUN} in it, or the summary of a matrix",
+        expected=f"a run directory with {RUN_FILE} in it, or the summary of a matrix",
         help="run a spec first; it says where its record is",
     )
 
 
 def _open(folder: Path) -> RunView:
-    record = read_json(folder / RUN, str(folder / RUN))
+    record = read_json(folder / RUN_FILE, str(folder / RUN_FILE))
     outputs = {
         (task["id"], name): value
         for task in record["tasks"]
@@ -122,7 +120,7 @@ def _open(folder: Path) -> RunView:
         for value in _read(folder / "tasks" / task["id"] / Path(path).name)
     }
     label = record.get("label") or record["name"]
-    return RunView(label, record, read_json(folder / PLAN, str(folder / PLAN)), outputs)
+    return RunView(label, record, read_json(folder / PLAN_FILE, str(folder / PLAN_FILE)), outputs)
 
 
 def _read(path: Path) -> Iterator[Any]:
